@@ -38,6 +38,29 @@ const GOES_ON: Duration = Duration::from_secs(30);
 /// Between two looks at that.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
+/// After a warden was started, until another one is where that ended at once: this at first, and twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// When wardens were started. One that lasted is followed at once.
+#[derive(Debug, Default)]
+struct Attempts {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Attempts {
+    /// Whether another one may be started. If so, it is counted.
+    fn may_begin(&mut self, now: Instant) -> bool {
+        let pause = match self.last {
+            Some((at, pause)) if now < at + pause => return false,
+            Some((at, pause)) if now < at + LONGEST_PAUSE * 2 => (pause * 2).min(LONGEST_PAUSE),
+            _ => FIRST_PAUSE,
+        };
+        self.last = Some((now, pause));
+        true
+    }
+}
+
 /// Makes the program that calls [`firkin_warden::run`] with this page.
 pub type WardenProgram = dyn Fn(&Path) -> io::Result<Command> + Send + Sync;
 
@@ -54,8 +77,11 @@ pub struct NodeFence {
     has_taken_over: AtomicBool,
     is_lost: AtomicBool,
     runtime: OnceLock<Runtime>,
+    /// From when the lease is regained until what was stopped has gone on.
+    is_behind: AtomicBool,
     watches: AtomicBool,
     starts: AtomicU64,
+    attempts: Mutex<Attempts>,
 }
 
 impl fmt::Debug for NodeFence {
@@ -71,6 +97,8 @@ enum FenceFailure {
     Page(#[from] PageError),
     #[error("nobody watches")]
     Spawn(#[from] SpawnError),
+    #[error("nobody watches: the last warden ended, and another one is started soon")]
+    Pause,
     #[error("cannot make the warden's program")]
     Program(#[source] io::Error),
     #[error("cannot write a promise down")]
@@ -97,9 +125,21 @@ impl NodeFence {
             tracing::debug!(error = chain(&error), "the warden's page is made anew");
             Page::create(dir, clock::now())
         })?;
-        let (has_taken_over, is_lost, runtime, watches, starts) = Default::default();
+        let (has_taken_over, is_lost, runtime, is_behind, watches, starts, attempts) = Default::default();
         let page = Mutex::new(page);
-        Ok(Arc::new(Self { page, program, witness, catalogue, has_taken_over, is_lost, runtime, watches, starts }))
+        Ok(Arc::new(Self {
+            page,
+            program,
+            witness,
+            catalogue,
+            has_taken_over,
+            is_lost,
+            runtime,
+            is_behind,
+            watches,
+            starts,
+            attempts,
+        }))
     }
 
     fn page(&self) -> MutexGuard<'_, Page> {
@@ -182,8 +222,18 @@ impl NodeFence {
             self.watches.store(true, Ordering::SeqCst);
             return Ok(());
         }
+        // One at a time: whoever has waited finds the warden that another has started.
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.page().is_watched()? {
+            self.watches.store(true, Ordering::SeqCst);
+            return Ok(());
+        }
         if self.watches.swap(false, Ordering::SeqCst) {
             tracing::warn!("the warden of this node has ended; another one is started");
+        }
+        // A program that ends at once is not started with each look.
+        if !attempts.may_begin(Instant::now()) {
+            return Err(FenceFailure::Pause);
         }
         let command = program(&path).map_err(FenceFailure::Program)?;
         self.starts.fetch_add(1, Ordering::Relaxed);
@@ -205,6 +255,8 @@ impl NodeFence {
         }
         let is_late = page.set_deadline(lease.stop_at)? == Renewal::TooLate;
         if is_late {
+            // Whoever is taken off the list before the warden has read it stands still for good.
+            self.is_behind.store(true, Ordering::SeqCst);
             page.regain(lease.stop_at)?;
         }
         Ok(is_late)
@@ -212,6 +264,12 @@ impl NodeFence {
 
     /// Waits until nothing of what is listed stands still.
     async fn goes_on(self: &Arc<Self>) -> Result<(), FenceFailure> {
+        let gone_on = self.wait_for_what_stands_still().await;
+        self.is_behind.store(false, Ordering::SeqCst);
+        gone_on
+    }
+
+    async fn wait_for_what_stands_still(self: &Arc<Self>) -> Result<(), FenceFailure> {
         let since = Instant::now();
         while self.program.is_some() && self.blocking(|this| Ok(this.page().stands_still()?)).await? {
             if since.elapsed() > GOES_ON {
@@ -226,8 +284,9 @@ impl NodeFence {
         self.blocking(Self::have_watched).await?;
         let left = self.blocking(move |this| Ok(this.end_others(&own)?)).await?;
         self.blocking(Self::renew).await?;
+        self.is_behind.store(left > 0, Ordering::SeqCst);
         if left > 0 {
-            if !self.holds() {
+            if !self.may_go_on() {
                 return Err(FenceFailure::Over);
             }
             self.goes_on().await?;
@@ -271,6 +330,11 @@ pub struct SharedFence(pub Arc<NodeFence>);
 
 impl NodeFence {
     fn holds(&self) -> bool {
+        // In this order: it is behind before anybody can see that the lease is regained.
+        self.may_go_on() && !self.is_behind.load(Ordering::SeqCst)
+    }
+
+    fn may_go_on(&self) -> bool {
         let is_watched = self.program.is_none() || self.watches.load(Ordering::SeqCst);
         is_watched && clock::now() < self.page().deadline()
     }
@@ -291,16 +355,18 @@ impl Fence for SharedFence {
         self.0.page().unlist(machine).map_err(io::Error::other)
     }
 
+    fn end(&self, machine: &str) -> io::Result<()> {
+        self.0.page().kill(machine).map_err(io::Error::other)
+    }
+
     fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>> {
         Box::pin(async move { self.0.begin(own.clone()).await.map_err(io::Error::other) })
     }
 
-    fn keep_only(&self, listed: &HashSet<String>) -> io::Result<()> {
+    fn unlist_all(&self) -> io::Result<()> {
         let mut page = self.0.page();
         for name in page.listed().map_err(io::Error::other)? {
-            if !listed.contains(&name) {
-                page.unlist(&name).map_err(io::Error::other)?;
-            }
+            page.unlist(&name).map_err(io::Error::other)?;
         }
         Ok(())
     }
@@ -331,6 +397,16 @@ mod tests {
         (child, process)
     }
 
+    #[test]
+    fn a_warden_that_ends_at_once_is_followed_later_each_time_and_one_that_lasted_at_once() {
+        let (mut attempts, begun) = (Attempts::default(), Instant::now());
+        let began: Vec<u64> = (0..120).filter(|second| attempts.may_begin(begun + Duration::from_secs(*second))).collect();
+        assert_eq!(began, [0, 1, 3, 7, 15, 31, 61, 91]);
+        let later = begun + Duration::from_secs(1000);
+        assert!(attempts.may_begin(later) && !attempts.may_begin(later));
+        assert!(attempts.may_begin(later + FIRST_PAUSE));
+    }
+
     #[tokio::test]
     async fn what_is_anothers_is_killed_and_without_a_lease_or_who_watches_it_nothing_may_begin() {
         let dir = tempfile::tempdir().unwrap();
@@ -346,12 +422,18 @@ mod tests {
         assert!(own.try_wait().unwrap().is_none());
         assert_eq!(fence.0.figures().listed, 1);
         fence.list("new", &[own.id()]).unwrap();
-        fence.keep_only(&HashSet::from(["new".to_owned()])).unwrap();
-        assert_eq!(fence.0.page().listed().unwrap(), ["new"]);
+        assert_eq!(fence.0.figures().listed, 2);
+        fence.unlist_all().unwrap();
+        assert_eq!(fence.0.figures().listed, 0);
+        assert!(own.try_wait().unwrap().is_none(), "what is forgotten runs on");
+        fence.list("new", &[own.id()]).unwrap();
+        fence.end("of-nobody").unwrap();
+        assert_eq!(fence.0.figures().listed, 1);
+        fence.end("new").unwrap();
+        assert!(!own.wait().unwrap().success());
+        assert_eq!(fence.0.figures().listed, 0);
         fence.0.lose().unwrap();
         assert!(!fence.holds());
-        own.kill().unwrap();
-        own.wait().unwrap();
 
         let dir = tempfile::tempdir().unwrap();
         drop(Page::create(dir.path(), clock::now() + Duration::from_secs(3600)).unwrap());

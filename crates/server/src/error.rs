@@ -416,9 +416,12 @@ impl ApiError {
         match source {
             SnapshotRestoreError::Admission(refused) => Self::admission(what, refused, remedies),
             // Until the lease is held again, and watched.
-            SnapshotRestoreError::Launch(LaunchError::Fence(_)) => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
-                .code("catalog_unavailable")
-                .retry(Retry::After(CATALOG_RETRY_SECONDS)),
+            SnapshotRestoreError::Launch(LaunchError::Fence(_))
+            | SnapshotRestoreError::Boot(BootError::Up { source: LaunchError::Fence(_), .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
+                    .code("catalog_unavailable")
+                    .retry(Retry::After(CATALOG_RETRY_SECONDS))
+            }
             SnapshotRestoreError::Network(_) | SnapshotRestoreError::Launch(LaunchError::Network(_)) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(what))
                     .code("sandbox_capacity_unavailable")

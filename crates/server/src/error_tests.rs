@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use firkin_runtime::{artifact::FetchError, capacity::CapacityError, reference::Reference, sandbox::TooMuchMetadata};
+use firkin_runtime::{
+    artifact::FetchError, capacity::CapacityError, fence::FenceError, reference::Reference, sandbox::TooMuchMetadata,
+};
 
 use firkin_runtime::templates::DeleteError;
 
@@ -80,8 +82,15 @@ type Row = (ApiError, u16, &'static str, Option<&'static str>, Retry);
 
 #[test]
 fn a_catalogue_that_is_away_is_said_to_be_whoever_missed_it() {
-    let errors: [(ApiError, Retry, &str); 4] = [
+    let not_booted = BootError::Up { attempts: 1, source: LaunchError::Fence(FenceError::Over) };
+    let errors: [(ApiError, Retry, &str); 6] = [
         (CreateError::Store(away()).into(), Retry::After(5), "the database is away, and cannot begin"),
+        (
+            resume(SnapshotRestoreError::Launch(LaunchError::Fence(FenceError::Over))),
+            Retry::After(5),
+            "the lease of this host is over",
+        ),
+        (resume(SnapshotRestoreError::Boot(not_booted)), Retry::After(5), "the lease of this host is over"),
         (TeamError::Store(away()).into(), Retry::After(5), "the database is away"),
         (away().into(), Retry::After(5), "nobody answers"),
         // What may have been done is not done again unasked.

@@ -88,8 +88,23 @@ pub fn run(page: &Path) -> Result<End, RunError> {
     let entry = read(page)?;
     let mut warden = Warden::new(page, &dir, &entry).map_err(host)?;
     warden.read_list(&entry).map_err(host)?;
-    let lock = take_lock(&dir)?;
+    if clock::now() >= entry.deadline {
+        // Before anybody may learn that somebody watches.
+        warden.act();
+    }
+    let lock = match take_lock(&dir) {
+        Err(another @ RunError::Another { .. }) => {
+            // Whoever watches does not know what this one has stopped by a page that may have changed since.
+            if let Ok(entry) = read(page) {
+                warden.take(entry);
+            }
+            return Err(another);
+        }
+        lock => lock?,
+    };
     let backstop = warden.backstop().map_err(host)?;
+    // The first look reads the list before it does anything.
+    arm(&warden.late, entry.deadline.saturating_add(BACKSTOP)).map_err(|errno| host(errno.into()))?;
     let end = warden.watch();
     // Its thread ends once it is called.
     warden.is_ended.store(true, Ordering::SeqCst);
@@ -148,7 +163,7 @@ impl Warden {
         Ok(Self {
             page: page.to_owned(),
             dir: dir.to_owned(),
-            watched: Arc::new(Mutex::new(Watched::of(entry))),
+            watched: Arc::new(Mutex::new(Watched::of(entry, noted(dir)))),
             timer: timer()?,
             late: Arc::new(timer()?),
             is_ended: Arc::default(),
@@ -313,6 +328,11 @@ impl Warden {
             }
         }
     }
+}
+
+/// The generation in which a warden has stopped machines last, as it said.
+fn noted(dir: &Path) -> Option<u64> {
+    fs::read_to_string(dir.join(STOPPED)).ok()?.trim().parse().ok()
 }
 
 /// What is known is changed by single assignments, so that it is whole whatever happened to who held it.

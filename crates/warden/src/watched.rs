@@ -25,8 +25,13 @@ pub(crate) enum Change {
 }
 
 impl Watched {
-    pub(crate) fn of(entry: &Entry) -> Self {
-        Self { deadline: entry.deadline, generation: entry.generation, stopped_in: None, machines: BTreeMap::new() }
+    /// What a page says to a warden that begins, when `noted` is the generation in which one before it had stopped machines last. That may have ended
+    /// before it let them go on, or before it said so: unless they are to stand still in this generation, they go on first of all.
+    pub(crate) fn of(entry: &Entry, noted: Option<u64>) -> Self {
+        // Above that of the page it is of another start of the host.
+        let noted = noted.filter(|noted| *noted <= entry.generation);
+        let stopped_in = noted.or(entry.generation.checked_sub(1));
+        Self { deadline: entry.deadline, generation: entry.generation, stopped_in, machines: BTreeMap::new() }
     }
 
     pub(crate) fn deadline(&self) -> Duration {
@@ -110,7 +115,9 @@ mod tests {
 
     /// What is done at each second, by what the page says from then on.
     fn check(pages: &[(u64, (u64, u64))], expect: &[(u64, Change)]) {
-        let mut watched = Watched::of(&entry(5, 1));
+        let mut watched = Watched::of(&entry(5, 1), None);
+        // Whatever stood still before.
+        assert_eq!(watched.apply(Duration::ZERO), Change::WentOn);
         let mut changes = Vec::new();
         for second in 0..20 {
             if let Some((_, (deadline, generation))) = pages.iter().find(|(at, _)| *at == second) {
@@ -141,6 +148,15 @@ mod tests {
         // It was over, so the one after it is needed.
         check(&[(8, (7, 2)), (9, (99, 2))], &[(5, Change::Stopped)]);
         check(&[(8, (7, 2)), (9, (99, 3))], &[(5, Change::Stopped), (9, Change::WentOn)]);
+    }
+
+    #[test]
+    fn a_warden_that_begins_lets_go_on_what_the_one_before_it_had_stopped_unless_that_is_to_stand_still() {
+        let first = |noted, now| Watched::of(&entry(5, 3), noted).apply(Duration::from_secs(now));
+        assert_eq!([None, Some(1), Some(2), Some(4)].map(|noted| first(noted, 1)), [Change::WentOn; 4]);
+        assert_eq!(first(Some(3), 1), Change::None, "only a later generation lets it go on");
+        let mut late = Watched::of(&entry(5, 3), Some(2));
+        assert_eq!((late.apply(Duration::from_secs(6)), late.stopped_in()), (Change::None, Some(3)));
     }
 
     #[test]

@@ -143,12 +143,18 @@ struct Bench {
 impl Bench {
     /// Whose lease is for so long, and has been read by the warden.
     fn watched(lease: Duration, machines: &[(&str, &[ProcessId])]) -> Self {
+        let bench = Self::unwatched(lease, machines);
+        spawn(in_role("warden", bench.dir.path()), &bench.page.path()).unwrap();
+        bench
+    }
+
+    /// The same without a warden.
+    fn unwatched(lease: Duration, machines: &[(&str, &[ProcessId])]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut page = Page::create(dir.path(), clock::now() + lease).unwrap();
         for (name, processes) in machines {
             page.list(name, processes).unwrap();
         }
-        spawn(in_role("warden", dir.path()), &page.path()).unwrap();
         Self { dir, page }
     }
 
@@ -247,6 +253,40 @@ fn short_lease(bench: &Bench) -> Running {
     let mut page = Page::open(bench.dir.path()).unwrap();
     page.regain(clock::now() + SHORT).unwrap();
     Running::server(bench.dir.path())
+}
+
+/// A warden that is killed once it has stopped a machine.
+fn stopped_and_killed(bench: &Bench, machine: &Running) {
+    let mut warden = Running(in_role("warden", bench.dir.path()).stdout(Stdio::null()).spawn().unwrap());
+    bench.is_over();
+    machine.is_stopped_soon();
+    warden.0.kill().unwrap();
+    warden.0.wait().unwrap();
+}
+
+#[test]
+fn a_warden_goes_on_with_what_one_before_it_had_stopped() {
+    let machine = Running::machine();
+    let mut bench = Bench::unwatched(Duration::ZERO, &[("a", &[machine.id()])]);
+    stopped_and_killed(&bench, &machine);
+    // The lease is regained while nobody watches.
+    bench.page.regain(clock::now() + LONG).unwrap();
+    spawn(in_role("warden", bench.dir.path()), &bench.page.path()).unwrap();
+    machine.goes_on_soon();
+}
+
+#[test]
+fn a_warden_lets_nothing_go_on_that_one_before_it_had_stopped_in_the_same_generation() {
+    let [machine, late] = std::array::from_fn(|_| Running::machine());
+    let mut bench = Bench::unwatched(Duration::ZERO, &[("a", &[machine.id()])]);
+    stopped_and_killed(&bench, &machine);
+    assert_eq!(bench.page.set_deadline(clock::now() + LONG).unwrap(), Renewal::TooLate);
+    spawn(in_role("warden", bench.dir.path()), &bench.page.path()).unwrap();
+    bench.page.list("late", &[late.id()]).unwrap();
+    late.is_stopped_soon();
+    assert_eq!(machine.state(), 'T');
+    bench.page.regain(clock::now() + LONG).unwrap();
+    machine.goes_on_soon();
 }
 
 type Spoil = fn(&Path);

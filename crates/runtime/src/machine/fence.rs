@@ -21,12 +21,15 @@ pub trait Fence: Debug + Send + Sync {
     /// Has one forgotten, if it is listed. What is stopped of it stays so. Blocks likewise.
     fn unlist(&self, machine: &str) -> io::Result<()>;
 
+    /// Kills a machine if it is listed, also where it stands still, and has it forgotten. Blocks likewise.
+    fn end(&self, machine: &str) -> io::Result<()>;
+
     /// What an earlier server had listed becomes this one's: machines that are not among its `own` are killed, and the others go on once somebody
     /// watches and the lease holds. None of them stands still when this returns.
     fn take_over<'a>(&'a self, own: &'a HashSet<String>) -> BoxFuture<'a, io::Result<()>>;
 
-    /// Forgets all that is listed but these. Blocks likewise.
-    fn keep_only(&self, listed: &HashSet<String>) -> io::Result<()>;
+    /// Forgets all that is listed. Blocks likewise.
+    fn unlist_all(&self) -> io::Result<()>;
 }
 
 /// Why a machine may not begin.

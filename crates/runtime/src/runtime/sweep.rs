@@ -16,7 +16,7 @@
 //!   draft of an artifact          state directory; only at the start       its guard
 //! ```
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use firkin_causes::chain;
 use firkin_network::SweptNetwork;
@@ -56,7 +56,7 @@ pub struct Swept {
 /// Gives every recorded sandbox its owner again and removes what has none.
 pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     let shared = &owners.shared;
-    let (mut running, mut listed) = (Vec::new(), HashSet::new());
+    let mut running = Vec::new();
     let records = shared.store.sandboxes(Scope::Host).await.map_err(OpenError::Store)?;
     // Before any has an owner.
     for record in &records {
@@ -72,12 +72,7 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
         let record = sandbox_quota::begin(shared, record).await;
         match record.phase.clone() {
             RecordedPhase::Paused(held) => Owner::restore_paused(owners, record, held),
-            RecordedPhase::Running { .. } => {
-                if record.can_be_claimed() {
-                    listed.insert(record.instance().to_owned());
-                }
-                running.push(record);
-            }
+            RecordedPhase::Running { .. } => running.push(record),
         }
     }
     let adopting = running.into_iter().map(|record| async { (record.id.clone(), record.guard(), adopt(owners, record).await) });
@@ -97,7 +92,8 @@ pub(crate) async fn take_over(owners: &Arc<Owners>) -> Result<(), OpenError> {
     }
     forgot.map_err(OpenError::Store)?;
     if let Some(fence) = &shared.config.fence {
-        fence.keep_only(&listed).map_err(OpenError::Fence)?;
+        // Nobody else can have what is on record as running here.
+        fence.unlist_all().map_err(OpenError::Fence)?;
     }
     let swept = sweep(shared).await;
     if swept != Swept::default() {
@@ -120,10 +116,7 @@ fn demand_engine(shared: &Shared, record: &SandboxRecord) -> Result<(), OpenErro
 
 async fn adopt(owners: &Arc<Owners>, record: SandboxRecord) -> Result<(), LaunchError> {
     let shared = &owners.shared;
-    let mut session = Session::adopt(&shared.launcher, &record).await?;
-    if record.can_be_claimed() {
-        session.list(shared.config.fence.as_ref()).await.map_err(LaunchError::Fence)?;
-    }
+    let session = Session::adopt(&shared.launcher, &record).await?;
     let reservation = shared.gates.admission.ledger.adopt(record.budget);
     Owner::adopt(owners, record, session, reservation);
     Ok(())

@@ -248,13 +248,15 @@ struct Running {
     pulse: Pulse,
     /// Since when its processors are stopped because the disk has no room, not even for its pause, and its deadline with them.
     still: Option<Instant>,
+    /// Whether it was to go on and could not, because others might have had it.
+    owes_go_on: bool,
 }
 
 impl Running {
     fn new(shared: &Shared, record: &SandboxRecord, session: Session, reservation: ActiveSessionReservation) -> Self {
         let volumes = mounts::serve(shared, record, &session);
         let (ended, leaving) = (CancellationToken::new(), CancellationToken::new());
-        Self { session, reservation, volumes, ended, leaving, pulse: Pulse::new(), still: None }
+        Self { session, reservation, volumes, ended, leaving, pulse: Pulse::new(), still: None, owes_go_on: false }
     }
 }
 
@@ -375,6 +377,7 @@ impl Owner {
         loop {
             self.keep_up().await;
             self.settle_listing();
+            self.go_on_if_owed().await;
             let next = match &mut self.phase {
                 Phase::Gone => return,
                 Phase::Paused(_) => tokio::select! {
@@ -542,6 +545,8 @@ impl Owner {
             self.record_again().await;
         }
         self.record_in_doubt().await;
+        // What stays listed would be stopped with nobody there to let it go on.
+        self.settle_listing();
         Next::Left
     }
 

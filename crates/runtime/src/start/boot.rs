@@ -91,6 +91,8 @@ pub(crate) async fn boot(shared: &Arc<Shared>, request: &BootRequest, report: Re
         match try_boot(shared, request).await {
             Ok(booted) => return Ok(booted),
             Err(LaunchError::Network(source)) => return Err(BootError::Network(source)),
+            // Nothing that another attempt would mend: the lease is over, or nobody watches it.
+            Err(source @ LaunchError::Fence(_)) => return Err(BootError::Up { attempts: attempt, source }),
             Err(source) if attempt >= BOOT_ATTEMPTS => return Err(BootError::Up { attempts: attempt, source }),
             Err(error) => report(&format!("the guest did not come up: {}", firkin_causes::chain(&error))),
         }

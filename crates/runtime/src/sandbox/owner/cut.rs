@@ -249,8 +249,9 @@ impl Owner {
     async fn try_publish_cut(&mut self, reason: CutReason, memory: Memory) -> Result<(Artifact, Pin), SnapshotError> {
         let id = self.record.id.clone();
         let shared = Arc::clone(&self.shared);
+        let may_run = self.list_if_in_doubt().await;
         let running = self.phase.running(&id)?;
-        if running.session.is_held() {
+        if !may_run || running.session.is_held() {
             let reason = "it stands still while the lease of this host is over".to_owned();
             return Err(SnapshotError::Machine { id, source: MachineError::Refused { phase: "to be cut", reason } });
         }
@@ -321,9 +322,7 @@ impl Owner {
 
     /// Lets a cut machine run again, with the right time.
     pub(super) async fn go_on(&mut self) {
-        if !self.list_if_in_doubt().await {
-            return;
-        }
+        let may_run = self.list_if_in_doubt().await;
         let identity = identity::of_sandbox(&Life::present(&self.record));
         let Phase::Running(running) = &mut self.phase else { return };
         if running.still.is_some() {
@@ -332,10 +331,16 @@ impl Owner {
         let RecordedPhase::Running { layers, overlay, .. } = &mut self.record.phase else { return };
         layers.clone_from(&running.session.disk.layers);
         overlay.clone_from(&running.session.disk.overlay);
+        if !may_run || running.session.is_held() {
+            // Others may have it by now. It goes on once they cannot.
+            running.owes_go_on = true;
+            return;
+        }
         if let Err(error) = running.session.machine.resume().await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot let a sandbox go on");
             return;
         }
+        running.owes_go_on = false;
         running.volumes.release();
         if let Err(error) = running.session.set_clock(&identity).await {
             tracing::warn!(sandbox = %self.record.id, error = chain(&error), "cannot set a guest's clock");

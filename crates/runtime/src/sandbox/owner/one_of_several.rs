@@ -9,6 +9,9 @@ impl Owner {
     pub(super) async fn settle(&mut self) -> Next {
         self.record_in_doubt().await;
         if !self.is_doubted_by_another().await {
+            if matches!(&self.phase, Phase::Running(running) if running.owes_go_on) {
+                self.go_on().await;
+            }
             return Next::Continue;
         }
         self.end_as_anothers().await;
@@ -36,10 +39,19 @@ impl Owner {
         }
     }
 
-    /// What is on record by now as running, and as nothing else, nobody else can have.
+    /// What was to go on and could not does so once it is on record, and nobody else can have it.
+    pub(super) async fn go_on_if_owed(&mut self) {
+        if matches!(&self.phase, Phase::Running(running) if running.owes_go_on) && !self.shared.store.is_in_doubt(&self.record.id)
+        {
+            self.go_on().await;
+        }
+    }
+
+    /// What is on record by now as running, and as nothing else, nobody else can have. One that stands still for the fence is let go on by it first.
     pub(super) fn settle_listing(&mut self) {
         if let Phase::Running(running) = &mut self.phase
             && running.session.is_listed()
+            && !running.session.is_held()
             && !self.record.can_be_claimed()
             && !self.shared.store.is_in_doubt(&self.record.id)
         {
@@ -49,7 +61,7 @@ impl Owner {
 
     /// Its machine goes on after it stood still because the lease was over: its guest's clock did, too.
     pub(super) async fn went_on(&mut self) {
-        if matches!(&self.phase, Phase::Running(running) if running.session.is_listed()) {
+        if matches!(&self.phase, Phase::Running(running) if running.session.is_listed() || running.owes_go_on) {
             self.go_on().await;
         }
     }
