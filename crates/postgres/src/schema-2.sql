@@ -43,7 +43,8 @@ ALTER TABLE firkin.sandboxes
 CREATE INDEX sandboxes_of_node ON firkin.sandboxes (node);
 
 -- A life that somebody was told of may be on record no more, once the database went back. So nobody begins one before each node that may run
--- something has found that nothing of its own is lost; and then with a number that no life of an earlier era can have had.
+-- something has found that nothing of its own is lost; and then with a number that no life of an earlier era can have had. How old a node's lease
+-- is in this database says nothing of the one that it has by the former, which may have been given until the era began.
 CREATE FUNCTION firkin.demand_era() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 DECLARE
     cluster firkin.cluster;
@@ -54,12 +55,13 @@ BEGIN
     SELECT string_agg(format('`%s`', n.name), ', ' ORDER BY n.name) INTO unheard
         FROM firkin.nodes n, LATERAL (SELECT n.lease_until + cluster.grace_ms * interval '1 millisecond' AS over,
             cluster.lease_ms * interval '1 millisecond' AS lease, cluster.grace_ms * interval '1 millisecond' AS grace) AS it
-        WHERE n.era < cluster.era AND n.state <> 'forgotten' AND it.over + it.lease > cluster.era_since
+        WHERE n.era < cluster.era AND n.state <> 'forgotten'
             AND greatest(it.over, cluster.era_since + it.lease + it.grace) > clock_timestamp();
     IF cluster.timeline <> firkin.timeline() OR unheard IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'cannot_connect_now', MESSAGE = format('the catalogue went back, or a standby of it was promoted: '
             'no sandbox begins another life before each node has found that what it had recorded is there; not heard of yet: %s. Where a node '
-            'logs that it is not there, bring the former database back, or stop that node''s server and start it again',
+            'logs that it is not there, bring the former database back, or stop that node''s server and start it again; one that is away is waited '
+            'for until the lease that it may have is over',
             coalesce(unheard, 'any'));
     END IF;
     IF firkin.json_extract(NEW.body, '$.epoch')::bigint < cluster.era << 20 THEN

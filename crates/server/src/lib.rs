@@ -289,7 +289,9 @@ async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, re
     match way {
         None => match proxy::signed::target(app, &request) {
             Ok(Some(target)) => {
-                let mut response = forward(app, target, request).await;
+                let (id, before) = (target.id.clone(), app.host().epoch(&target.id));
+                let response = forward(app, target, request).await;
+                let mut response = elsewhere::date(app, Some(&id), before, response);
                 origin::confine(response.headers_mut());
                 response
             }

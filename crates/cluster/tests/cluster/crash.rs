@@ -30,10 +30,10 @@ const READY: &str = "ready";
 const DONE: &str = "done";
 const GO: &str = "go";
 
-/// Set to have a node killed at each step of keeping something, which takes minutes. Else it is at each third: of each content four come again, so
-/// that each of these is met, with one content or another.
+/// Set to have a node killed at each step of keeping something, which takes minutes. Else it is at each seventh: of each content four come
+/// again, so that each of these is met, with one content or another.
 const EVERY_STEP: &str = "FIRKIN_EVERY_STEP";
-const APART: usize = 3;
+const APART: usize = 7;
 
 /// More steps than any act has.
 const MOST: usize = 300;

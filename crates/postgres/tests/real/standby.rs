@@ -1,10 +1,10 @@
 //! A primary that dies with commits that its standby lacks, and the standby in its place: the nodes notice, nobody begins a life that another may
-//! have begun, and no number of one is given twice.
+//! have begun, and no number of one is given twice; also where it was promoted long after.
 
 use std::time::Duration;
 
 use firkin_causes::chain;
-use firkin_postgres::ClaimError;
+use firkin_postgres::{ClaimError, NodeState};
 use firkin_runtime::store::{StoreError, catalog::Left};
 use tokio::time::timeout;
 
@@ -27,16 +27,8 @@ fn refusal(refused: Result<u64, ClaimError>) -> String {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_lacks_commits_is_noticed_and_no_life_is_given_twice() {
-    let Some(mut primary) = Cluster::start() else { return };
-    let url = primary.database("stood_by");
-    found_for_long(&url).await;
-    let (home, taker, other) = (open(&url, "a").await, open(&url, "b").await, open(&url, "c").await);
-    for id in ["i1", "i2"] {
-        put(&home, id).await.unwrap();
-        home.membership.give_up(&sandbox(id), 1).await.unwrap();
-    }
+/// A standby that has what its primary has now, and gets no more.
+async fn standby_as_of_now(primary: &Cluster) -> Cluster {
     let mut standby = primary.standby();
     let there = primary.answer("SELECT pg_current_wal_lsn()::text").await.unwrap();
     let is_there = format!("SELECT (pg_last_wal_replay_lsn() >= '{there}'::pg_lsn)::text");
@@ -47,6 +39,20 @@ async fn a_standby_that_lacks_commits_is_noticed_and_no_life_is_given_twice() {
     };
     timeout(PATIENCE, catches_up).await.expect("the standby catches up");
     standby.kill();
+    standby
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_lacks_commits_is_noticed_and_no_life_is_given_twice() {
+    let Some(mut primary) = Cluster::start() else { return };
+    let url = primary.database("stood_by");
+    found_for_long(&url).await;
+    let (home, taker, other) = (open(&url, "a").await, open(&url, "b").await, open(&url, "c").await);
+    for id in ["i1", "i2"] {
+        put(&home, id).await.unwrap();
+        home.membership.give_up(&sandbox(id), 1).await.unwrap();
+    }
+    let mut standby = standby_as_of_now(&primary).await;
     // This is on record, and nobody but the primary knows of it.
     assert_eq!(taker.membership.claim(&sandbox("i1"), 1).await.unwrap().epoch, 2);
     primary.kill();
@@ -79,6 +85,46 @@ async fn a_standby_that_lacks_commits_is_noticed_and_no_life_is_given_twice() {
     assert_eq!(claim("i1").await.unwrap(), SECOND_ERA, "2 was given before");
     assert_eq!(again.membership.claim(&sandbox("i2"), 1).await.unwrap().epoch, SECOND_ERA);
     for open in [home, again, other] {
+        timeout(PATIENCE, open.database.close()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_lease_was_long_over_in_a_standby_is_waited_for_but_not_for_ever() {
+    let Some(mut primary) = Cluster::start() else { return };
+    let url = primary.database("stood_by");
+    found_for_long(&url).await;
+    let (away, off, other) = (open(&url, "a").await, open(&url, "b").await, open(&url, "c").await);
+    put(&away, "i1").await.unwrap();
+    put(&off, "i2").await.unwrap();
+    let mut standby = standby_as_of_now(&primary).await;
+    // Somebody was told of this life, and its machine runs.
+    update(&away, "i1", (1, 2)).await.unwrap();
+    primary.kill();
+    standby.promote_at(primary.port());
+    // It took hours until somebody promoted it, and nobody could renew a lease meanwhile. One node comes back before the others.
+    standby.sql("stood_by", "UPDATE firkin.nodes SET lease_until = now() - interval '5 hours'").await;
+    for _ in 0..2 {
+        other.membership.renew(None).await.unwrap();
+    }
+    let claim = async |id: &str| other.membership.claim(&sandbox(id), 1).await.map(|claimed| claimed.epoch);
+    let why = refusal(claim("i1").await);
+    assert!(why.contains("not heard of yet: `node-a`, `node-b`."), "{why}");
+    // What an operator says is off runs nothing.
+    other.membership.members().set_state(off.membership.node(), NodeState::Forgotten, "").await.unwrap();
+    let why = refusal(claim("i2").await);
+    assert!(why.contains("not heard of yet: `node-a`."), "{why}");
+    // The lease that the node has by the former database may have been given until just before, so it is over this long after that.
+    let passes = async |time: &str| {
+        standby.sql("stood_by", &format!("UPDATE firkin.cluster SET era_since = era_since - interval '{time}'")).await;
+    };
+    passes("1 hour").await;
+    let why = refusal(claim("i2").await);
+    assert!(why.contains("not heard of yet: `node-a`."), "{why}");
+    passes("1 hour 30 seconds").await;
+    assert_eq!(claim("i1").await.unwrap(), SECOND_ERA);
+    assert_eq!(claim("i2").await.unwrap(), SECOND_ERA);
+    for open in [away, off, other] {
         timeout(PATIENCE, open.database.close()).await.unwrap().unwrap();
     }
 }

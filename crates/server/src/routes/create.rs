@@ -3,17 +3,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, Json as Reply, extract::State};
-use firkin_runtime::sandbox::{CreateSandbox, OnTimeout, VolumeMount};
+use firkin_runtime::sandbox::{CreateSandbox, OnTimeout, SandboxId, VolumeMount};
 use firkin_wire::{ENVD_PORT, rest};
 use http::{HeaderMap, StatusCode};
 
 use super::{SHORT_TIMEOUT, V2_TIMEOUT, identity, network, seconds};
-use crate::{App, auth::Caller, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, shape, target::Target};
+use crate::{
+    App, auth::Caller, error::ApiError, extract::Json, idempotency::Claim, latency::FirstAnswer, nodes::OfEpoch, shape,
+    target::Target,
+};
 
 /// Environment of one sandbox: names and values together must fit one message to the guest with room to spare.
 const MAX_ENV_BYTES: usize = 128 << 10;
 
-type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Reply<rest::Sandbox>), ApiError>;
+type Created = Result<(StatusCode, Option<Extension<FirstAnswer>>, Option<Extension<OfEpoch>>, Reply<rest::Sandbox>), ApiError>;
 
 /// `POST /sandboxes`.
 pub(super) async fn v1(State(app): State<Arc<App>>, caller: Caller, headers: HeaderMap, body: Json<rest::NewSandbox>) -> Created {
@@ -35,7 +38,10 @@ async fn create(
 ) -> Created {
     let request = convert(body.value, timeout, secure)?;
     let attempt = match app.idempotency.claim(&caller.team, headers, &body.bytes)? {
-        Claim::Done(answer) => return Ok((StatusCode::CREATED, None, Reply(answer))),
+        Claim::Done(answer) => {
+            let life = answer.sandbox_id.parse().ok().and_then(|id| life(app, &id));
+            return Ok((StatusCode::CREATED, None, life, Reply(answer)));
+        }
         Claim::First(attempt) => attempt,
     };
     let sandbox = caller.runtime.create(request).await?;
@@ -45,10 +51,15 @@ async fn create(
         app.pool.open_ahead(Target { id: sandbox.id.clone(), port: ENVD_PORT });
     }
     tracing::Span::current().record("sandbox", sandbox.id.as_str());
-    let first = FirstAnswer(sandbox.id.clone());
+    let (first, life) = (FirstAnswer(sandbox.id.clone()), life(app, &sandbox.id));
     let answer = shape::sandbox(sandbox, app.config.domain.as_deref());
     attempt.done(&answer);
-    Ok((StatusCode::CREATED, Some(Extension(first)), Reply(answer)))
+    Ok((StatusCode::CREATED, Some(Extension(first)), life, Reply(answer)))
+}
+
+/// Says of an answer in which life the sandbox is that it is about.
+fn life(app: &App, id: &SandboxId) -> Option<Extension<OfEpoch>> {
+    app.host().epoch(id).map(|epoch| Extension(OfEpoch(epoch)))
 }
 
 fn convert(body: rest::NewSandbox, default_timeout: i64, secure: bool) -> Result<CreateSandbox, ApiError> {

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use axum::{
-    Json as Reply,
+    Extension, Json as Reply,
     body::{Body, Bytes},
     extract::State,
     response::{IntoResponse, Response},
@@ -17,7 +17,7 @@ use futures::{Stream, stream};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{App, error::ApiError, extract::piece, listing::Query};
+use crate::{App, error::ApiError, extract::piece, listing::Query, nodes::OfEpoch};
 
 /// How long a refused archive is heard out at most.
 const HEAR_OUT: Duration = Duration::from_secs(10 * 60);
@@ -29,6 +29,8 @@ const ARCHIVE: HeaderValue = HeaderValue::from_static("application/zstd");
 /// itself; `&without=` leaves contents out, by their digests, and `&begun=` the first bytes of some, as `DIGEST:BYTES`.
 pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<Response, ApiError> {
     let names = ["template", "snapshot", "sandbox", "artifact"];
+    // What a sandbox is held by is of the life that it had been in before it was looked for, or of a later one.
+    let life = query.get("sandbox").and_then(|id| app.host().epoch(&id.parse().ok()?));
     let export = match names.map(|name| query.get(name).map(ToOwned::to_owned)) {
         [Some(name), None, None, None] => app.host().export(Leaving::Template(name)).await?,
         [None, Some(name), None, None] => app.host().export(Leaving::Snapshot(name)).await?,
@@ -39,9 +41,10 @@ pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<
         }
         _ => return Err(ApiError::bad_request("one of `template`, `snapshot`, `sandbox` and `artifact` is required")),
     };
+    let life = life.map(OfEpoch).map(Extension);
     match query.get("part") {
         None => {}
-        Some("header") => return Ok(([(header::CONTENT_TYPE, "application/json")], export.header()).into_response()),
+        Some("header") => return Ok((life, [(header::CONTENT_TYPE, "application/json")], export.header()).into_response()),
         Some(_) => return Err(ApiError::bad_request("`part` must be `header`")),
     }
     let without = query.get("without").unwrap_or_default().split(',').map(ToOwned::to_owned).collect();
@@ -51,7 +54,7 @@ pub(super) async fn export(State(app): State<Arc<App>>, query: Query) -> Result<
     headers.insert(header::CONTENT_TYPE, ARCHIVE);
     let name = format!("attachment; filename=\"{}.firkin\"", export.name);
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::try_from(name).map_err(|error| ApiError::internal(&error))?);
-    Ok((headers, Body::from_stream(export.stream())).into_response())
+    Ok((life, headers, Body::from_stream(export.stream())).into_response())
 }
 
 /// How many bytes of which contents are left out.
