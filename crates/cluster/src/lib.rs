@@ -70,6 +70,7 @@ pub use verify::{PeerRefused, VerifierError};
 use answered::Answered;
 use certificate::{Authority, OwnCertificate};
 use connect::Connector;
+use placement::Lately;
 use verify::Judge;
 
 /// How long a connection to a node may lie idle. Shorter than what its server allows, so that no request meets a closing one.
@@ -263,7 +264,13 @@ impl Nodes for Cluster {
         getrandom::fill(&mut chance).expect("the kernel's random generator works");
         let now = Instant::now();
         let taken = |node: &NodeId| self.answered.taken(node, now);
-        placement::decide(&self.members.nodes(), Some(&self.me), wanted, (u64::from_le_bytes(chance), &taken))
+        let failing = |node: &NodeId| self.answered.failing(node, now);
+        placement::decide(
+            &self.members.nodes(),
+            Some(&self.me),
+            wanted,
+            (u64::from_le_bytes(chance), Lately { taken: &taken, failing: &failing }),
+        )
     }
 
     fn answered(&self, node: &NodeId, said: Said) {

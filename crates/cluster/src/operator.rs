@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use crate::{
     Cluster, ClusterConfig, ClusterSecret, JoinError,
     members::{Home, Member, Members, MembersAway},
-    placement, records,
+    placement::{self, Lately},
+    records,
 };
 
 /// How long a node may take to answer an operator.
@@ -28,7 +29,7 @@ pub fn explain(nodes: &[NodeRecord], wanted: &Wanted) -> Placement {
     let mut chance = [0; 8];
     getrandom::fill(&mut chance).expect("the kernel's random generator works");
     let members: Vec<Member> = nodes.iter().filter_map(records::member).collect();
-    placement::decide(&members, None, wanted, (u64::from_le_bytes(chance), &|_| 0))
+    placement::decide(&members, None, wanted, (u64::from_le_bytes(chance), Lately::NOTHING))
 }
 
 /// Whether a node is known to hold a build; none where it does not say what it holds.

@@ -19,12 +19,23 @@ const MOST: usize = 3;
 /// What the node where a create came in counts for more than it has, by so many of a hundred: a hop less.
 const OWN_BONUS_PERCENT: u64 = 10;
 
-/// Memory that is taken of a node since it said what it has, MiB.
-pub(crate) type Taken<'a> = &'a dyn Fn(&NodeId) -> u64;
+/// What was answered lately by nodes that were asked for sandboxes.
+#[derive(Clone, Copy)]
+pub(crate) struct Lately<'a> {
+    /// Memory that is taken of a node since it said what it has, MiB.
+    pub(crate) taken: &'a dyn Fn(&NodeId) -> u64,
+    /// How many creates failed on it, of how many, if it is to be asked last for that.
+    pub(crate) failing: &'a dyn Fn(&NodeId) -> Option<(usize, usize)>,
+}
+
+impl Lately<'_> {
+    /// Nothing was.
+    pub(crate) const NOTHING: Lately<'static> = Lately { taken: &|_| 0, failing: &|_| None };
+}
 
 /// Which nodes are asked, by what is known of them, and why the others are not. Where it comes in at none of them, nobody's room counts for more.
 /// `chance` draws: the same one, the same nodes.
-pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, (chance, taken): (u64, Taken<'_>)) -> Placement {
+pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, (chance, lately): (u64, Lately<'_>)) -> Placement {
     if let Some(once) = &wanted.once {
         return by_key_alone(nodes, wanted, once);
     }
@@ -36,12 +47,23 @@ pub(crate) fn decide(nodes: &[Member], own: Option<&NodeId>, wanted: &Wanted, (c
             None => fitting.push((member, holding(member, wanted))),
         }
     }
+    // Where creates fail, others are asked, as long as there are any.
+    let fails = |member: &Member| (lately.failing)(&member.id);
+    if fitting.iter().any(|(member, _)| fails(member).is_none()) {
+        fitting.retain(|(member, _)| match fails(member) {
+            None => true,
+            Some((failed, asked)) => {
+                passed_over.push((member.name.clone(), PassedOver::Fails { failed, asked }));
+                false
+            }
+        });
+    }
     let mut asked: Vec<Place> = Vec::new();
     // Who says what it holds, and does not hold this, is asked last.
     for (salt, class) in (1..).zip([Holding::Holds, Holding::Unsaid, Holding::Fetches]) {
         let members = fitting.iter().filter(|(_, holding)| *holding == class).map(|(member, _)| *member).collect();
         asked.extend(
-            ranked(members, own, chance ^ salt, &|member| still_free(member, wanted, taken))
+            ranked(members, own, chance ^ salt, &|member| still_free(member, wanted, lately))
                 .into_iter()
                 .map(|member| place(member, class)),
         );
@@ -108,8 +130,8 @@ fn place(member: &Member, holding: Holding) -> Place {
 }
 
 /// What a node is believed to have free, if that is enough.
-fn still_free(member: &Member, wanted: &Wanted, taken: Taken<'_>) -> Option<u64> {
-    let free = member.free_memory_mib.unwrap_or_default().saturating_sub(taken(&member.id));
+fn still_free(member: &Member, wanted: &Wanted, lately: Lately<'_>) -> Option<u64> {
+    let free = member.free_memory_mib.unwrap_or_default().saturating_sub((lately.taken)(&member.id));
     (free >= wanted.memory_mib).then_some(free)
 }
 
@@ -141,9 +163,6 @@ mod tests {
 
     use super::*;
 
-    /// Of what is known, nothing is taken.
-    const NOTHING: Taken<'_> = &|_| 0;
-
     fn id(name: &str) -> NodeId {
         name.repeat(20).parse().unwrap()
     }
@@ -156,7 +175,7 @@ mod tests {
     }
 
     fn places(nodes: &[Member], own: &NodeId, wanted: &Wanted, chance: u64) -> Vec<NodeId> {
-        decide(nodes, Some(own), wanted, (chance, NOTHING)).asked.into_iter().map(|place| place.node).collect()
+        decide(nodes, Some(own), wanted, (chance, Lately::NOTHING)).asked.into_iter().map(|place| place.node).collect()
     }
 
     fn wanted() -> Wanted {
@@ -193,7 +212,7 @@ mod tests {
         let mut nodes = vec![member("a", Some(511), None), member("b", None, None), member("c", Some(9000), None)];
         nodes.extend([member("d", Some(9000), None), member("e", Some(9000), None), member("f", Some(700), Some(&[]))]);
         (nodes[2].alive, nodes[3].cordoned, nodes[4].engines) = (false, true, vec!["gvisor".to_owned(), "emulated".to_owned()]);
-        let decided = decide(&nodes, None, &wanted(), (1, NOTHING));
+        let decided = decide(&nodes, None, &wanted(), (1, Lately::NOTHING));
         let asked: Vec<_> = decided.asked.iter().map(|place| (place.name.as_str(), place.holding)).collect();
         assert_eq!(asked, [("f", Holding::Fetches)]);
         let why: Vec<_> = decided.passed_over.iter().map(|(name, why)| (name.as_str(), why.to_string())).collect();
@@ -212,7 +231,7 @@ mod tests {
         assert_eq!(places(&nodes, &id("a"), &wanted(), 1), [id("e"), id("f")]);
         // Each node is told of once, whatever was drawn.
         let many: Vec<Member> = ('a'..='z').map(|name| member(&name.to_string(), Some(10_000), Some(&["x"]))).collect();
-        let decided = decide(&many, None, &wanted(), (5, NOTHING));
+        let decided = decide(&many, None, &wanted(), (5, Lately::NOTHING));
         assert_eq!((decided.asked.len(), decided.passed_over.len()), (3, 23));
         assert!(decided.passed_over.iter().all(|(_, why)| *why == PassedOver::AfterOthers(Holding::Holds)));
     }
@@ -233,15 +252,30 @@ mod tests {
         let nodes: Vec<Member> = ('a'..='f').map(|name| member(&name.to_string(), Some(1000), None)).collect();
         let taken = |of: &NodeId| if *of == id("a") || *of == id("d") { u64::MAX } else { 0 };
         for chance in 0..50 {
-            let asked = decide(&nodes, None, &wanted(), (chance, &taken)).asked;
+            let asked = decide(&nodes, None, &wanted(), (chance, Lately { taken: &taken, ..Lately::NOTHING })).asked;
             assert_eq!(asked.len(), 3);
             assert!(asked.iter().all(|place| place.node != id("a") && place.node != id("d")), "others are believed to have room");
             // The one of which least was taken is the emptiest.
-            let less = |of: &NodeId| if *of == asked[2].node { 0 } else { 100 };
-            assert_eq!(decide(&nodes, None, &wanted(), (chance, &less)).asked[0].node, asked[2].node);
+            let less = |of: &NodeId| if *of == asked[2].node { 0 } else { taken(of).max(100) };
+            assert_eq!(
+                decide(&nodes, None, &wanted(), (chance, Lately { taken: &less, ..Lately::NOTHING })).asked[0].node,
+                asked[2].node
+            );
         }
         // Who seems to be full is asked where nobody else is there: it may have room by now.
-        assert_eq!(decide(&nodes[..1], None, &wanted(), (1, &taken)).asked.len(), 1);
+        assert_eq!(decide(&nodes[..1], None, &wanted(), (1, Lately { taken: &taken, ..Lately::NOTHING })).asked.len(), 1);
+    }
+
+    #[test]
+    fn where_creates_fail_others_are_asked_while_there_are_any() {
+        let nodes = [member("a", Some(100_000), None), member("b", Some(1000), None), member("c", Some(100), None)];
+        let failing = |of: &NodeId| (*of == id("a")).then_some((9, 10));
+        let lately = Lately { failing: &failing, ..Lately::NOTHING };
+        let decided = decide(&nodes, Some(&id("a")), &wanted(), (1, lately));
+        assert_eq!(decided.asked.iter().map(|place| place.name.as_str()).collect::<Vec<_>>(), ["b"]);
+        let why: Vec<_> = decided.passed_over.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        assert_eq!(why, ["c: 100 MiB of memory free, 512 wanted", "a: 9 of the last 10 creates failed there"]);
+        assert_eq!(decide(&nodes[..1], None, &wanted(), (1, lately)).asked.len(), 1, "it may have come to itself");
     }
 
     #[test]
@@ -255,7 +289,7 @@ mod tests {
             for (own, chance) in [("b", 2), ("f", 3)] {
                 assert_eq!(places(&nodes, &id(own), &wanted, chance), first);
             }
-            assert_eq!(decide(&nodes, None, &wanted, (1, NOTHING)).passed_over.len(), 5);
+            assert_eq!(decide(&nodes, None, &wanted, (1, Lately::NOTHING)).passed_over.len(), 5);
             // Also once it is full by what it says, and others have what it starts from.
             let later: Vec<Member> = nodes
                 .iter()
@@ -269,7 +303,7 @@ mod tests {
             // Who has not the engine could only refuse it.
             let mut other = nodes.clone();
             other.iter_mut().filter(|node| first.contains(&node.id)).for_each(|node| node.engines = vec!["gvisor".to_owned()]);
-            let decided = decide(&other, None, &wanted, (5, NOTHING));
+            let decided = decide(&other, None, &wanted, (5, Lately::NOTHING));
             assert!(decided.asked.len() == 1 && !first.contains(&decided.asked[0].node), "{decided:?}");
             assert!(decided.passed_over.iter().any(|(_, why)| matches!(why, PassedOver::OtherEngine { .. })), "{decided:?}");
             of.extend(first);

@@ -176,6 +176,8 @@ pub enum Said {
     Made(u64),
     /// It has no room.
     Full,
+    /// It should have made one, and could not.
+    Failed,
 }
 
 /// It is not known where something is, because those who know do not answer.
@@ -362,6 +364,11 @@ pub(crate) fn refuse_former(mut response: Response) -> Response {
 /// Whether a peer says so.
 pub(crate) fn is_refused_as_former(headers: &HeaderMap) -> bool {
     headers.contains_key(FORMER)
+}
+
+/// Whether a peer says that it has no room.
+pub(crate) fn is_refused_for_room(headers: &HeaderMap) -> bool {
+    headers.contains_key(REFUSED)
 }
 
 /// Takes out of a request from outside what only peers may say.

@@ -9,7 +9,7 @@ use axum::{
 };
 use firkin_runtime::{capacity::ResourceBudget, store::KeyScope};
 use futures::future::BoxFuture;
-use http::{HeaderValue, Method, request::Parts};
+use http::{HeaderValue, Method, StatusCode, request::Parts};
 use serde::Deserialize;
 
 use super::forward::{PassError, pass};
@@ -104,8 +104,11 @@ impl Create {
                     return told(answer, &placement.line(place, &refusing));
                 }
                 Ok(answer) => {
-                    self.nodes.answered(&place.node, Said::Full);
-                    full.get_or_insert(*place);
+                    // Where it can never be, it is of no use to wait.
+                    if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+                        self.nodes.answered(&place.node, Said::Full);
+                        full.get_or_insert(*place);
+                    }
                     refused = Some(answer);
                 }
                 Err(PassError::Send(error @ SendError::Unreached { .. })) => {
@@ -164,6 +167,8 @@ impl Create {
     fn note(&self, answer: &Response, place: &Place, budget: ResourceBudget) {
         if answer.status().is_success() {
             self.nodes.answered(&place.node, Said::Made(budget.memory_mib));
+        } else if answer.status().is_server_error() {
+            self.nodes.answered(&place.node, Said::Failed);
         }
     }
 

@@ -64,6 +64,13 @@ pub enum PassedOver {
         /// What is wanted, MiB.
         wanted_mib: u64,
     },
+    /// Most that it was asked to make lately it could not make.
+    Fails {
+        /// How many.
+        failed: usize,
+        /// Of so many.
+        asked: usize,
+    },
     /// It could have it, and others come before it: those of the better kind, and of its own kind those that were drawn.
     AfterOthers(Holding),
     /// The key of the request leads to another node, and to no other.
@@ -77,6 +84,7 @@ impl fmt::Display for PassedOver {
             Self::Cordoned => f.write_str("cordoned"),
             Self::Begins => f.write_str("does not serve yet"),
             Self::OtherEngine { has, wants } => write!(f, "runs by {}, not {wants}", has.join(" and ")),
+            Self::Fails { failed, asked } => write!(f, "{failed} of the last {asked} creates failed there"),
             Self::TooLittleMemory { free_mib, wanted_mib } => write!(f, "{free_mib} MiB of memory free, {wanted_mib} wanted"),
             Self::AfterOthers(holding) => write!(f, "has room and {holding}, after the others"),
             Self::KeyOfAnother => f.write_str("the request's key leads to another node"),
