@@ -25,6 +25,7 @@ use crate::{
     target::{InvalidTarget, Target, Way, sandbox_id},
 };
 
+pub(crate) mod departing;
 pub(crate) mod forward;
 pub(crate) mod gather;
 pub(crate) mod hear_out;
@@ -96,6 +97,8 @@ pub(crate) enum Sought {
         is_unsure: bool,
         /// The second of these: what is not on record was ended by another, and not by this node.
         may_be_lost: bool,
+        /// Whether it is to run.
+        resumes: bool,
     },
     /// Where a template is built.
     Build {
@@ -165,17 +168,18 @@ pub(crate) fn sought(
     if own.is_some() && !is_older && !may_be_lost {
         overflow::resumed(request).filter(|_| !into_sandbox)?;
         let identity = auth::identity(app, request.headers());
-        let id = overflow::wanted(app, identity.as_ref(), request)?;
-        return Some(Sought::Resume { id, identity, encrypted, from_peer });
+        let wanted = overflow::is_wanted(app, identity.as_ref(), &id);
+        return wanted.then_some(Sought::Resume { id, identity, encrypted, from_peer });
     }
     let identity = if into_sandbox || from_peer { None } else { Some(auth::identity(app, request.headers())?) };
-    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, may_be_lost })
+    let resumes = !into_sandbox && overflow::resumed(request).is_some();
+    Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure: is_older || may_be_lost, may_be_lost, resumes })
 }
 
 /// Who answers.
 pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
     let Some(nodes) = &app.config.nodes else { return Home::Here };
-    let (id, identity, encrypted, from_peer, (is_unsure, may_be_lost)) = match sought {
+    let (id, identity, encrypted, from_peer, (is_unsure, may_be_lost, resumes)) = match sought {
         None => return Home::Here,
         Some(Sought::Place(create)) => return Home::Anywhere(create),
         Some(Sought::Build { template, identity, encrypted }) => {
@@ -192,14 +196,10 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
                 .map_or_else(|short| Home::Refused(ApiError::full(&short).into_response()), |()| Home::Here);
         }
         Some(Sought::Resume { id, identity, encrypted, from_peer }) => {
-            return match overflow::send_away(app, nodes, &id).await {
-                Some(node) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
-                Some(node) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
-                None => Home::Here,
-            };
+            return sent_away(app, nodes, id, (identity, encrypted, from_peer)).await;
         }
-        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, may_be_lost }) => {
-            (id, identity, encrypted, from_peer, (is_unsure, may_be_lost))
+        Some(Sought::Sandbox { id, identity, encrypted, from_peer, is_unsure, may_be_lost, resumes }) => {
+            (id, identity, encrypted, from_peer, (is_unsure, may_be_lost, resumes))
         }
     };
     let asked = if from_peer || is_unsure { Asked::Now } else { Asked::Lately };
@@ -207,7 +207,7 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
         Ok(Whereabouts::There(node)) if from_peer => Home::Refused(ApiError::misdirected(&id, Misdirected(node))),
         // What is here as it was before is not what would be taken over.
         Ok(Whereabouts::There(node)) if !is_unsure && is_away(&**nodes, &node) => {
-            take_over(app, nodes, id, (identity, encrypted)).await
+            take_over(app, nodes, id, (identity, encrypted, resumes)).await
         }
         Ok(Whereabouts::There(node)) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
         Ok(Whereabouts::Nowhere) if may_be_lost => Home::Refused(ApiError::sandbox_moved(&id).into_response()),
@@ -223,16 +223,40 @@ fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
     !nodes.others().iter().any(|other| other.id == *node && other.alive)
 }
 
+/// Who answers for a paused sandbox that is to run, and for which there is no room here: where it was sent, by this request or by another one.
+async fn sent_away(
+    app: &App,
+    nodes: &Arc<dyn Nodes>,
+    id: SandboxId,
+    (identity, encrypted, from_peer): (Option<Identity>, bool, bool),
+) -> Home {
+    let node = match overflow::send_away(app, nodes, &id).await {
+        Some(node) => node,
+        None if app.host().has(&id) => return Home::Here,
+        None => match nodes.locate(&id, Asked::Now).await {
+            Ok(Whereabouts::There(node)) => node,
+            Ok(Whereabouts::Here | Whereabouts::Nowhere) => return Home::Here,
+            Err(error) => return Home::Refused(ApiError::from(error).into_response()),
+        },
+    };
+    if from_peer {
+        return Home::Refused(ApiError::misdirected(&id, Misdirected(node)));
+    }
+    Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted })
+}
+
 /// A sandbox whose node is away is this one's from now on, if it is paused and its node has been away for long enough. What cannot be had is
 /// refused with the reason.
-async fn take_over(app: &App, nodes: &Arc<dyn Nodes>, id: SandboxId, (identity, encrypted): (Option<Identity>, bool)) -> Home {
+async fn take_over(
+    app: &App,
+    nodes: &Arc<dyn Nodes>,
+    id: SandboxId,
+    (identity, encrypted, resumes): (Option<Identity>, bool, bool),
+) -> Home {
     match app.host().take_over(&id, None).await {
         // It was wanted here only because here it was asked for.
-        Ok(()) if overflow::is_without_room(app, &id) => {
-            return match overflow::send_away(app, nodes, &id).await {
-                Some(node) => Home::There(Arc::clone(nodes), Passed { id: Some(id), node, identity, encrypted }),
-                None => Home::Here,
-            };
+        Ok(()) if resumes && overflow::is_wanted(app, identity.as_ref(), &id) => {
+            return sent_away(app, nodes, id, (identity, encrypted, false)).await;
         }
         Ok(()) => return Home::Here,
         Err(TakeOverError::Held { .. } | TakeOverError::Running(_) | TakeOverError::NotFound(_)) => {}

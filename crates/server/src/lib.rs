@@ -226,16 +226,10 @@ async fn choose_plane(State(app): State<Arc<App>>, mut request: Request, next: N
     let rest = from_peer.then(|| elsewhere::hear_out::listen(&mut request));
     let mut response = match admitted {
         Ok(()) => match elsewhere::home(&app, sought).await {
-            Home::Here => {
-                let here = elsewhere::at_home(&app, way.as_ref(), request.uri().path());
-                let before = here.as_ref().and_then(|id| app.host().epoch(id));
-                let response = answer(&app, way, request, next).await;
-                let response = elsewhere::date(&app, here.as_ref(), before, response);
-                elsewhere::unless_left(&app, here, response).await
-            }
+            Home::Here => answer_at_home(&app, way, request, next).await,
             Home::There(nodes, passed) => {
                 // What is for a guest is never answered here.
-                let here = way.is_none().then_some(|request| answer(&app, None, request, next));
+                let here = way.is_none().then_some(|request| answer_at_home(&app, None, request, next));
                 overflow::there(&app, (&nodes, passed), request, here).await.unwrap_or_else(IntoResponse::into_response)
             }
             Home::Anywhere(create) => {
@@ -283,6 +277,15 @@ fn check_host(app: &App, request: &Request, way: Option<&Result<(Target, Way), I
         },
     };
     if admitted { Ok(()) } else { Err(ApiError::foreign_host(&name)) }
+}
+
+/// Answers what is not another node's, as far as was known when it was asked for, and says in which life of a sandbox.
+async fn answer_at_home(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, request: Request, next: Next) -> Response {
+    let here = elsewhere::at_home(app, way.as_ref(), request.uri().path());
+    let before = here.as_ref().and_then(|id| app.host().epoch(id));
+    let response = answer(app, way, request, next).await;
+    let response = elsewhere::date(app, here.as_ref(), before, response);
+    elsewhere::unless_left(app, here, response).await
 }
 
 async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, request: Request, next: Next) -> Response {

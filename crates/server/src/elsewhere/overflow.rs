@@ -8,12 +8,13 @@ use std::sync::Arc;
 use axum::{body::Body, extract::Request, response::Response};
 use firkin_causes::chain;
 use firkin_runtime::{
-    sandbox::{RuntimeSandbox, SandboxId, SandboxState},
+    sandbox::{SandboxId, SandboxState},
     store::KeyScope,
 };
 use http::Method;
 
 use super::{
+    departing,
     forward::{Passed, forward},
     of_control,
 };
@@ -22,25 +23,14 @@ use crate::{
     error::ApiError,
     extract::collect,
     nodes::{Identity, NodeId, Nodes},
-    routes::relocating,
 };
 
-/// The sandbox of this node that a request of the control plane would have run, if it is paused, there is no room for it now, and whoever asks may have it.
-pub(super) fn wanted(app: &App, identity: Option<&Identity>, request: &Request) -> Option<SandboxId> {
-    let id = resumed(request)?;
-    let sandbox = paused(app, &id)?;
-    let caller = identity?.caller.as_ref()?;
+/// Whether a sandbox of this node is paused, would wait for room here if it were to run, and is for whoever asks to run.
+pub(super) fn is_wanted(app: &App, identity: Option<&Identity>, id: &SandboxId) -> bool {
+    let paused = app.host().sandbox(id).ok().filter(|sandbox| sandbox.state == SandboxState::Paused);
+    let (Some(sandbox), Some(caller)) = (paused, identity.and_then(|identity| identity.caller.as_ref())) else { return false };
     let may = caller.scope >= KeyScope::Sandboxes && caller.team == sandbox.owner;
-    (may && app.host().has_room(&sandbox.budget).is_err()).then_some(id)
-}
-
-/// Whether a sandbox of this node is paused, and would wait for room here if it were to run.
-pub(super) fn is_without_room(app: &App, id: &SandboxId) -> bool {
-    paused(app, id).is_some_and(|sandbox| app.host().has_room(&sandbox.budget).is_err())
-}
-
-fn paused(app: &App, id: &SandboxId) -> Option<RuntimeSandbox> {
-    app.host().sandbox(id).ok().filter(|sandbox| sandbox.state == SandboxState::Paused)
+    may && app.host().has_room(&sandbox.budget).is_err()
 }
 
 /// The sandbox that a request asks to run.
@@ -70,7 +60,7 @@ pub(crate) async fn there(
 
 /// Has another node take it over. Which one has it now, unless it stays.
 pub(super) async fn send_away(app: &App, nodes: &Arc<dyn Nodes>, id: &SandboxId) -> Option<NodeId> {
-    match relocating::send_away(app, nodes, id).await {
+    match departing::send_away(app, nodes, id).await {
         Ok(node) => {
             tracing::info!(sandbox = %id, %node, "this node is full: another one has a paused sandbox that is to run");
             Some(node)

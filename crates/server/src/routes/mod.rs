@@ -26,7 +26,7 @@ mod lifecycle;
 mod logs;
 mod moving;
 mod network;
-pub(crate) mod relocating;
+mod relocating;
 mod sandboxes;
 mod secrets;
 mod snapshots;
