@@ -104,16 +104,24 @@ impl Interrupts {
     }
 }
 
-/// How far a server is that begins.
+/// How far a server is that begins, and whether it is to go on.
 #[derive(Debug, Default)]
 pub(crate) struct Begins {
-    taken_over: AtomicBool,
+    takes_over: AtomicBool,
+    is_open: AtomicBool,
+    stop: CancellationToken,
 }
 
 impl Begins {
     /// Whether it may have taken over what runs.
     pub(crate) fn has_taken_over(&self) -> bool {
-        self.taken_over.load(Ordering::SeqCst)
+        self.takes_over.load(Ordering::SeqCst)
+    }
+
+    /// Has it stop, and leave what it has taken over. Whether it can: in the middle of taking over, nobody knows yet what there is to be left.
+    pub(crate) fn stop(&self) -> bool {
+        self.stop.cancel();
+        self.is_open.load(Ordering::SeqCst)
     }
 }
 
@@ -190,7 +198,7 @@ pub(crate) struct Host {
 /// Makes the host ready, as far as it is not, and opens the runtime with its base template.
 pub(crate) async fn open(settings: &Settings, progress: &Progress, begins: &Begins) -> anyhow::Result<Host> {
     let (runtime, checks, joining) = open_looking(settings, progress, begins).await?;
-    let opened = async {
+    let opened = Box::pin(async {
         // Before any template is looked for: its files may be another node's.
         let joined = match joining {
             Some(joining) => Some(joining.join(&runtime).await?),
@@ -199,6 +207,12 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress, begins: &Begi
         let base = BuildTemplate { env: settings.template_env(), ..BuildTemplate::base() };
         ensure(&runtime, base, progress).await?;
         anyhow::Ok((api_key(&runtime, settings).await?, admin_token(settings)?, joined))
+    });
+    let opened = async {
+        tokio::select! {
+            opened = opened => opened,
+            () = begins.stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
+        }
     };
     match opened.await {
         Ok((api_key, admin_token, joined)) => Ok(Host { runtime, api_key, admin_token, about: about(settings, &checks), joined }),
@@ -298,8 +312,9 @@ async fn open_looking(
         guest,
         ..defaults
     };
-    begins.taken_over.store(true, Ordering::SeqCst);
+    begins.takes_over.store(true, Ordering::SeqCst);
     let runtime = Box::pin(Runtime::open(config, engines)).await.map_err(refused)?;
+    begins.is_open.store(true, Ordering::SeqCst);
     step.done(&format!("state directory {}", settings.state_dir.display()));
     drop(tokio::spawn(remove_unnamed_images(collected.0, collected.1)));
     Ok((runtime, checks, joining))
@@ -492,6 +507,11 @@ fn admin_token(settings: &Settings) -> anyhow::Result<String> {
 }
 
 impl Host {
+    /// Lets go of what runs, for the next server.
+    pub(crate) async fn leave(self) {
+        self.runtime.shutdown(OnExit::Leave).await;
+    }
+
     /// How guest instructions are executed, for people.
     pub(crate) fn acceleration(&self) -> String {
         self.runtime.acceleration().to_string()

@@ -31,15 +31,22 @@ pub(crate) async fn run(settings: &Settings, mut handed: Handed, traces: Option<
     let progress = Progress::on_stderr(settings.live_progress);
     let door = hosting::bind(settings, hosting::IfTaken::Fail, &mut handed)?;
     let begins = Begins::default();
-    let opening = hosting::open(settings, &progress, &begins);
-    tokio::pin!(opening);
+    let mut opening = Box::pin(hosting::open(settings, &progress, &begins));
     let host = tokio::select! {
         opened = &mut opening => opened?,
         () = interrupts.next() => {
             // What runs is not to end because this server was told to before it served. Dropped, a runtime ends what it has.
             if settings.on_exit != OnExit::Kill && begins.has_taken_over() {
                 output::note("interrupted while it begins: what runs is left to the next server");
-                leave_at_once();
+                let left = async {
+                    if let Ok(host) = opening.await {
+                        host.leave().await;
+                    }
+                    Ok(())
+                };
+                if !begins.stop() || interrupts.unless(left).await?.is_none() {
+                    leave_at_once();
+                }
             }
             return Ok(ExitStatus::Interrupted);
         }
