@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn what_only_nodes_export_is_tried_and_explained_elsewhere() {
-        let tried = read("crates/cluster/tests/cluster/placement.rs") + &read("crates/cluster/tests/cluster/copies.rs");
+        let tried: String =
+            ["placement", "copies", "store"].map(|name| read(&format!("crates/cluster/tests/cluster/{name}.rs"))).concat();
         let explained = read("docs/metrics.md");
         for series in OF_NODES {
             let name = series.trim_start_matches("firkin_");

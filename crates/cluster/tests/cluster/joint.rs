@@ -289,11 +289,13 @@ impl Joint {
 
     /// Whether a sandbox that runs went on from this artifact, which `node` has: its disk stands on the very layers.
     pub(crate) async fn goes_on_from(&self, node: &Node, (id, artifact): (&str, &ArtifactId)) -> bool {
-        let manifest = node.state_dir.join("artifacts").join(artifact.as_str()).join("manifest.json");
-        let manifest: Value = serde_json::from_slice(&fs_err::read(manifest).unwrap()).unwrap();
-        let (layers, record) = (&manifest["disk"]["layers"], self.record(node, id).await);
-        assert!(layers.as_array().is_some_and(|layers| !layers.is_empty()), "{manifest}");
-        record["phase"]["layers"] == *layers
+        let layers = node.layers_of(artifact);
+        self.stands_on(node, (id, &layers)).await
+    }
+
+    /// Whether the disk of a sandbox that runs stands on these layers: those of what it went on from, which may be collected by then.
+    pub(crate) async fn stands_on(&self, through: &Node, (id, layers): (&str, &Value)) -> bool {
+        self.record(through, id).await["phase"]["layers"] == *layers
     }
 
     /// Has a collection come about on a node, and returns once it has: something that nobody needs is gone.
@@ -331,6 +333,15 @@ impl Node {
     /// A sandbox of `base` on this node.
     pub(crate) async fn create(&self) -> String {
         self.runtime.create(CreateSandbox::from_template("base")).await.unwrap().id.to_string()
+    }
+
+    /// What the disk of an artifact stands on, which this node has.
+    pub(crate) fn layers_of(&self, artifact: &ArtifactId) -> Value {
+        let manifest = self.state_dir.join("artifacts").join(artifact.as_str()).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&fs_err::read(manifest).unwrap()).unwrap();
+        let layers = &manifest["disk"]["layers"];
+        assert!(layers.as_array().is_some_and(|layers| !layers.is_empty()), "{manifest}");
+        layers.clone()
     }
 
     /// Whether there are files of an artifact here.

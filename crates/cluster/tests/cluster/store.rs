@@ -61,11 +61,17 @@ async fn what_is_in_the_store_goes_on_elsewhere_when_its_node_is_lost() {
     assert!(own < before.len(), "what they share is there once: {own} of {}", before.len());
     assert!(!b.has_files_of(&held) && !b.has_files_of(&second), "no node has to keep a copy beside");
 
+    let metrics = a.call(&joint.key, ("GET", "/metrics", "")).await.expect(200);
+    let is_told = |line: &str| {
+        line.starts_with("firkin_second_copies_total{") && line.contains(r#"outcome="stored"} "#) && !line.ends_with(" 0")
+    };
+    assert!(metrics.body.as_str().unwrap().lines().any(is_told), "{metrics:?}");
+    let layers = [a.layers_of(&held), a.layers_of(&second)];
     lose(&joint, a, &b).await;
-    for (id, held) in ids.iter().zip([&held, &second]) {
+    for (id, layers) in ids.iter().zip(&layers) {
         let gone_on = connect(&joint, &b, id).await.expect(201);
         assert_eq!(gone_on.header("x-firkin-node"), "b");
-        assert!(joint.goes_on_from(&b, (id, held)).await, "from the very state that was paused");
+        assert!(joint.stands_on(&b, (id, layers)).await, "from the very state that was paused");
     }
     joint.end([b]).await;
 }
@@ -114,6 +120,7 @@ async fn damaged_bytes_of_the_store_are_never_taken_in_and_are_made_good_by_who_
     let b = joint.start("b", STORES).await;
     let id = a.create().await;
     let held = paused_and_stored(&joint, &a, &id).await;
+    let layers = a.layers_of(&held);
     for name in files(&joint, "blobs") {
         damage(&joint.store_dir().join("blobs").join(name));
     }
@@ -129,7 +136,7 @@ async fn damaged_bytes_of_the_store_are_never_taken_in_and_are_made_good_by_who_
     until("it is made good", async || a.owes_nothing().await).await;
     lose(&joint, a, &b).await;
     connect(&joint, &b, &id).await.expect(201);
-    assert!(joint.goes_on_from(&b, (&id, &held)).await);
+    assert!(joint.stands_on(&b, (&id, &layers)).await);
     joint.end([b]).await;
 }
 
@@ -181,6 +188,7 @@ async fn what_is_found_damaged_at_home_or_with_a_keeper_comes_anew_from_whoever_
     let b = joint.start("b", STORES).await;
     a.records.hear().await.unwrap();
     let held = paused_and_stored(&joint, &a, &id).await;
+    let layers = a.layers_of(&held);
     b.damage(&held);
     b.runtime.export_artifact(&held).await.map(drop).unwrap_err();
     b.copies.let_go().await.unwrap();
@@ -189,6 +197,6 @@ async fn what_is_found_damaged_at_home_or_with_a_keeper_comes_anew_from_whoever_
     b.runtime.export_artifact(&held).await.map(drop).unwrap();
     a.damage(&held);
     connect(&joint, &a, &id).await.expect(201);
-    assert!(joint.goes_on_from(&a, (&id, &held)).await);
+    assert!(joint.stands_on(&a, (&id, &layers)).await);
     joint.end([a, b]).await;
 }

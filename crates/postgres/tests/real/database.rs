@@ -136,9 +136,16 @@ impl Cluster {
 
     /// As by a power failure, but for the disk.
     pub(crate) fn kill(&mut self) {
+        let sessions = fs_err::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        // Its sessions notice by themselves that it is gone, and end before another starts.
+        // They notice by themselves that it is gone; until then one of them may do what it is asked.
+        let is_there = |pid: &str| fs_err::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"));
+        let since = Instant::now();
+        while sessions.split_whitespace().any(is_there) {
+            assert!(since.elapsed() < Duration::from_secs(60), "sessions of a database that was killed go on");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn start_again(&mut self) {
