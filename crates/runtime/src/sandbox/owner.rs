@@ -515,7 +515,7 @@ impl Owner {
         match on_exit {
             OnExit::Pause => match self.pause(Memory::Kept, CutReason::Stopped).await {
                 Ok(()) | Err(SnapshotError::AlreadyPaused(_)) => self.commands.close(),
-                Err(error) if is_for_the_next_server(&error) || self.stands_still() => {
+                Err(error) if is_for_the_next_server(&error) || self.stands_still() || self.is_kept_from_going_on() => {
                     tracing::error!(sandbox = %self.record.id, error = chain(&error), "cannot pause a sandbox at exit; it is left to the next server");
                     return self.leave().await;
                 }

@@ -164,6 +164,27 @@ async fn what_could_not_go_on_while_others_might_have_had_it_goes_on_once_it_is_
 }
 
 #[tokio::test]
+async fn a_server_that_pauses_what_it_has_leaves_to_the_next_what_stands_still() {
+    let (host, elsewhere) = with_catalogue();
+    let fence = Arc::new(Watching::default());
+    let server = host.opened(fenced(&host, &fence)).await;
+    let id = server.create(base()).await.unwrap().id;
+    fence.is_over.store(true, Ordering::SeqCst);
+    elsewhere.goes_after(0);
+    let unknown = server.pause(&id).await;
+    assert!(matches!(unknown, Err(SnapshotError::Store(StoreError::Unknown { .. }))), "{unknown:?}");
+    server.shutdown(OnExit::Pause).await;
+    drop(server);
+    assert_eq!(host.engine.live(), 1, "nobody knows whether it is on record as paused, so its machine is there");
+    elsewhere.back();
+    fence.is_over.store(false, Ordering::SeqCst);
+    let server = host.opened(fenced(&host, &fence)).await;
+    server.connect(&id, LIFE).await.unwrap();
+    assert_eq!((server.sandbox(&id).unwrap().state, host.engine.live()), (SandboxState::Running, 1));
+    server.shutdown(OnExit::Kill).await;
+}
+
+#[tokio::test]
 async fn a_boot_is_not_tried_again_while_the_lease_is_over() {
     let (host, _elsewhere) = with_catalogue();
     let fence = Arc::new(Watching::default());

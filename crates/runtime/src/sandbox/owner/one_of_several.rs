@@ -39,6 +39,11 @@ impl Owner {
         }
     }
 
+    /// Whether it stands still because others could have it.
+    pub(super) fn is_kept_from_going_on(&self) -> bool {
+        matches!(&self.phase, Phase::Running(running) if running.owes_go_on || running.session.is_held())
+    }
+
     /// What was to go on and could not does so once it is on record, and nobody else can have it.
     pub(super) async fn go_on_if_owed(&mut self) {
         if matches!(&self.phase, Phase::Running(running) if running.owes_go_on) && !self.shared.store.is_in_doubt(&self.record.id)
