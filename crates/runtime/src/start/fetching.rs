@@ -159,7 +159,7 @@ impl Bringing {
             let error = match self.receive(id, survey, take).await {
                 Ok((unpacked, bytes)) => {
                     let ms = begun.elapsed().as_millis();
-                    tracing::info!(artifact = %id, place, bytes, ms, "an artifact came from where it is");
+                    tracing::info!(artifact = %id, place, bytes, ms, "an artifact came from elsewhere");
                     return Ok(unpacked);
                 }
                 Err(error) if !error.is_of_its_place() => return Err(error),
