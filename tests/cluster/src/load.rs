@@ -278,8 +278,18 @@ impl Load {
     /// Kills all that there are: nothing is held afterwards.
     async fn clear(&self) -> anyhow::Result<()> {
         let all: Vec<String> = self.living().drain(..).collect();
-        let each = stream::iter(&all).map(|id| async move { self.any().surely(id, Ask::Kill).await });
-        each.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        let each = stream::iter(&all).map(|id| async move {
+            let since = Instant::now();
+            // The node that is back is let in by each other one once that has heard of its next term.
+            loop {
+                match self.any().ask(id, Ask::Kill).await {
+                    (_, Answer::Done | Answer::Refused(404, _), _) => return anyhow::Ok(()),
+                    (_, answer, _) => ensure!(since.elapsed() < PATIENCE, "{id} is not killed: {answer:?}"),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        each.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await.into_iter().collect::<anyhow::Result<()>>()?;
         self.ledgers_are_exact("when all are killed").await
     }
 }
