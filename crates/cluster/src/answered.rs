@@ -3,7 +3,7 @@
 //! passed since.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,21 +22,21 @@ const JUDGED_BY: Duration = Duration::from_secs(60);
 /// From so many failures on, if they are nine of ten or more, others are asked first.
 const FAILS_FROM: usize = 5;
 
-/// More of one node than any makes in that time: what is beyond is not remembered.
+/// More of one node than most make in that time: beyond that the oldest are forgotten.
 const MOST: usize = 10_000;
 
 /// What was said lately, by node.
 #[derive(Debug, Default)]
-pub(crate) struct Answered(Mutex<HashMap<NodeId, Vec<(Instant, Said)>>>);
+pub(crate) struct Answered(Mutex<HashMap<NodeId, VecDeque<(Instant, Said)>>>);
 
 impl Answered {
     pub(crate) fn note(&self, node: &NodeId, said: Said, now: Instant) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of = all.entry(node.clone()).or_default();
-        of.retain(|(at, _)| now.saturating_duration_since(*at) < JUDGED_BY);
-        if of.len() < MOST {
-            of.push((now, said));
+        while of.len() >= MOST || of.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= JUDGED_BY) {
+            of.pop_front();
         }
+        of.push_back((now, said));
     }
 
     /// How much of the memory that a node said it had is taken since, MiB; all of it, where it said that it is full.
@@ -50,9 +50,7 @@ impl Answered {
         });
         taken.fold(0, u64::saturating_add)
     }
-}
 
-impl Answered {
     /// How many creates failed on a node lately, of how many, if it is to be asked last for that.
     pub(crate) fn failing(&self, node: &NodeId, now: Instant) -> Option<(usize, usize)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +85,12 @@ mod tests {
         assert_eq!(answered.failing(&one, at(5000)), None);
         answered.note(&one, Said::Made(1), at(9000));
         assert_eq!(answered.taken(&one, at(9000)), 1);
+        // However much was answered, it is the newest that counts.
+        (0..MOST).for_each(|_| answered.note(&other, Said::Made(1), at(9000)));
+        answered.note(&other, Said::Made(1), at(14_000));
+        assert_eq!(answered.taken(&other, at(14_000)), 1);
     }
+
     #[test]
     fn who_fails_again_and_again_is_told_from_who_failed_once() {
         let (answered, begin) = (Answered::default(), Instant::now());

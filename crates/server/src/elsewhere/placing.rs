@@ -126,6 +126,7 @@ impl Create {
         if let Some(place) = full.filter(|_| at_once.is_some()) {
             match self.ask(app, place, (again(), None), &here).await {
                 Ok(answer) if answer.extensions().get::<NoRoom>().is_none() => {
+                    self.note(&answer, place, budget);
                     app.host().metrics().count_placement("waited");
                     return told(answer, &placement.line(place, &refusing));
                 }
