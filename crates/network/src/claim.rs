@@ -156,14 +156,24 @@ pub(super) fn processes(uids: Uids) -> io::Result<Vec<(u32, ClaimIndex, u16)>> {
 
 /// The real user id of a process, or `None` when there is no such process. A zombie holds nothing and counts as none.
 pub(super) fn uid_of(pid: u32) -> io::Result<Option<u32>> {
-    let status = match fs_err::read_to_string(format!("/proc/{pid}/status")) {
-        Ok(status) => status,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+    match fs_err::File::open(format!("/proc/{pid}/status")) {
+        Ok(status) => uid_in(status),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The user id in an open status file, whose process may have ended since it was opened.
+fn uid_in(status: fs_err::File) -> io::Result<Option<u32>> {
+    let (mut status, path) = status.into_parts();
+    let mut text = String::new();
+    match status.read_to_string(&mut text) {
+        Ok(_) => {}
+        // Asked of the file itself: an error that names the path has the kernel's number no more.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(io::Error::new(error.kind(), format!("failed to read `{}`: {error}", path.display()))),
+    }
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
     if field("State:") == Some("Z") {
         return Ok(None);
     }
@@ -361,6 +371,18 @@ mod tests {
         assert_eq!(files(), ["claim-00"]);
         a.forget(dir.path(), &lock).unwrap();
         assert_eq!(files(), Vec::<std::ffi::OsString>::new());
+    }
+
+    #[test]
+    fn a_process_that_ends_while_it_is_looked_at_is_none() {
+        let mut child = std::process::Command::new("sleep").arg("infinity").spawn().unwrap();
+        let status = || fs_err::File::open(format!("/proc/{}/status", child.id())).unwrap();
+        let (before, after) = (status(), status());
+        assert_eq!(uid_in(before).unwrap(), Some(nix::unistd::getuid().as_raw()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(uid_in(after).unwrap(), None);
+        assert_eq!(uid_of(child.id()).unwrap(), None);
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn bytes_of(pid: u32, names: &[&str]) -> io::Result<Option<u64>> {
         // A descriptor may have been closed meanwhile.
         let Ok(target) = fs_err::read_link(&path) else { continue };
         if names.iter().any(|name| target.to_string_lossy().contains(name)) {
-            let file = fs_err::metadata(&path)?;
+            let Ok(file) = fs_err::metadata(&path) else { continue };
             seen.insert((file.dev(), file.ino()), file.blocks() * 512);
         }
     }
