@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -175,7 +175,23 @@ pub(crate) fn bind(settings: &Settings, if_taken: IfTaken, handed: &mut Handed) 
             Err(error) => Err(error).with_context(|| format!("cannot serve on `{wanted}`")),
         };
     }
-    take(wanted).map(Door::Taken).with_context(|| format!("cannot serve on `{wanted}`")).hint(TAKEN)
+    let taken = once_left(LEFT_FOR, || take(wanted), |error| error.kind() == io::ErrorKind::AddrInUse);
+    taken.map(Door::Taken).with_context(|| format!("cannot serve on `{wanted}`")).hint(TAKEN)
+}
+
+/// How long a server that was killed may still seem to be there. A process that it was just starting has all that it had, its address and its locks, until
+/// it becomes what it is to be.
+const LEFT_FOR: Duration = Duration::from_secs(2);
+
+/// Tries again for so long what fails as if somebody were there.
+fn once_left<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T, E>, is_there: impl Fn(&E) -> bool) -> Result<T, E> {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if is_there(&error) && begun.elapsed() < within => std::thread::sleep(Duration::from_millis(20)),
+            ended => return ended,
+        }
+    }
 }
 
 fn take(address: SocketAddr) -> io::Result<TcpSocket> {
@@ -226,7 +242,8 @@ pub(crate) async fn open(settings: &Settings, progress: &Progress, begins: &Begi
 
 /// Fails if a server uses the state directory: before anything is made ready that takes minutes.
 pub(crate) fn demand_unused(settings: &Settings) -> anyhow::Result<()> {
-    in_use(&settings.state_dir).map_err(refused)
+    let is_there = |error: &OpenError| matches!(error, OpenError::Locked { .. });
+    once_left(LEFT_FOR, || in_use(&settings.state_dir), is_there).map_err(refused)
 }
 
 /// Why a runtime was not opened, with what helps.
@@ -695,6 +712,15 @@ mod tests {
         let error = crate::failure::render(&bind(&settings, IfTaken::Fail, &mut Handed::default()).unwrap_err());
         assert!(error.starts_with("error: cannot serve plain HTTP on `0.0.0.0:0`"), "{error}");
         assert!(error.contains("--tls-listen") && error.contains("--allow-plain-http"), "{error}");
+    }
+
+    #[test]
+    fn what_a_killed_server_was_starting_is_waited_for_and_nothing_else() {
+        let mut tries = ["there", "there", "free"].into_iter();
+        let freed = once_left(Duration::MAX, || tries.next().filter(|found| *found == "free").ok_or("there"), |_| true);
+        assert_eq!((freed, tries.len()), (Ok("free"), 0));
+        let fails = |within, is_there| once_left(within, || Err::<(), _>("there"), |_| is_there);
+        assert_eq!([fails(Duration::MAX, false), fails(Duration::ZERO, true)], [Err("there"); 2]);
     }
 
     #[tokio::test]

@@ -1,9 +1,16 @@
 //! The directory of everything that outlives the process: one server at a time, and nobody else.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use crate::{ground::private::private_dir, store::StoreError};
 
@@ -88,7 +95,7 @@ pub(crate) const DATABASE: &str = "firkin.db";
 
 /// An exclusive lock on the state directory.
 #[derive(Debug)]
-pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) nix::fcntl::Flock<std::fs::File>);
+pub(crate) struct StateLock(#[expect(dead_code, reason = "held, not read")] pub(crate) Flock<std::fs::File>);
 
 /// As [`prepare_state_dir`], for whoever serves: not where half of it is there.
 pub(crate) fn whole_state_dir(path: &Path) -> Result<StateLock, OpenError> {
@@ -112,7 +119,10 @@ pub(crate) fn end_restoring(path: &Path) -> std::io::Result<()> {
     fs::remove_file(path.join(RESTORING))
 }
 
-/// Makes the state directory and locks it for this process.
+/// How long a server that is gone may still seem to be there: a process that it was just starting has its lock until it is another program.
+const LEFT_FOR: Duration = Duration::from_secs(2);
+
+/// Makes the state directory and locks it for this process. Blocks while another one has it, for two seconds.
 pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
     let directory = |source| OpenError::Directory { path: path.to_owned(), source };
     // Whatever lies below is somebody's: names, tokens, memory, files. Machines run as other users and are handed what they use.
@@ -120,9 +130,17 @@ pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
     private_dir(&path.join("run")).map_err(directory)?;
     let mut open = fs::OpenOptions::new();
     let file = open.create(true).truncate(false).write(true).mode(0o600).open(path.join("lock")).map_err(directory)?;
-    let lock = nix::fcntl::Flock::lock(file.into_file(), nix::fcntl::FlockArg::LockExclusiveNonblock);
-    lock.map(StateLock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => OpenError::Locked { path: path.to_owned() },
-        other => directory(other.into()),
-    })
+    let begun = Instant::now();
+    let mut file = file.into_file();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(StateLock(lock)),
+            Err((same, Errno::EWOULDBLOCK)) if begun.elapsed() < LEFT_FOR => {
+                file = same;
+                std::thread::sleep(LEFT_FOR / 100);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(OpenError::Locked { path: path.to_owned() }),
+            Err((_, other)) => return Err(directory(other.into())),
+        }
+    }
 }
