@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use fs_err as fs;
@@ -46,7 +47,7 @@ impl Place {
         let base = base(tree, is_delegated(&tree.own));
         let dir = base.join(format!("{PREFIX}{owner}"));
         sweep_others(&tree.mount, &dir);
-        let lock = match made(&dir).and_then(|()| lock(&dir)) {
+        let lock = match take(&dir) {
             Ok(lock) => lock,
             Err(error) => {
                 refused(&dir, &error, lacks);
@@ -245,6 +246,26 @@ fn made(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
+    }
+}
+
+/// How long who looks through what dead owners have left may hold a directory that was just made, or have removed it.
+const SWEPT_WITHIN: Duration = Duration::from_millis(500);
+
+/// Makes the directory and locks it, also while others look whether somebody has it.
+fn take(dir: &Path) -> io::Result<Flock<File>> {
+    let begun = Instant::now();
+    loop {
+        let taken = made(dir).and_then(|()| lock(dir));
+        let is_swept = match &taken {
+            // What was opened may have lost its name since.
+            Ok(_) => !dir.exists(),
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound),
+        };
+        if !is_swept || begun.elapsed() > SWEPT_WITHIN {
+            return taken;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
