@@ -319,6 +319,13 @@ pub(super) fn others_exist(dir: &Path, mine: ClaimIndex, survivors: &Survivors, 
 mod tests {
     use super::*;
 
+    /// Held by who starts a process, which has all locks until it is another program, and by who has given one back.
+    static LOCKS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    fn locks() -> std::sync::MutexGuard<'static, ()> {
+        LOCKS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn choose_for(dir: &Path, owner: &str, survivors: &Survivors, foreign: &[Ipv4Net]) -> (Claim, Vec<u16>) {
         let (claim, dead) = choose(&Choice { dir, owner, survivors, foreign }, &lock_dir(dir).unwrap()).unwrap();
         (claim, dead.iter().map(|claim| claim.index.number()).collect())
@@ -340,6 +347,7 @@ mod tests {
 
     #[test]
     fn an_owner_gets_its_claim_again_and_a_dead_one_is_swept() {
+        let _locks = locks();
         let dir = tempfile::tempdir().unwrap();
         let none = Survivors::new();
         let (a, _) = choose_for(dir.path(), "a", &none, &[]);
@@ -354,6 +362,7 @@ mod tests {
 
     #[test]
     fn only_claims_that_are_held_have_files() {
+        let _locks = locks();
         let dir = tempfile::tempdir().unwrap();
         let files = || {
             let mut names: Vec<_> = fs_err::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
@@ -375,7 +384,10 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_while_it_is_looked_at_is_none() {
-        let mut child = std::process::Command::new("sleep").arg("infinity").spawn().unwrap();
+        let mut child = {
+            let _locks = locks();
+            std::process::Command::new("sleep").arg("infinity").spawn().unwrap()
+        };
         let status = || fs_err::File::open(format!("/proc/{}/status", child.id())).unwrap();
         let (before, after) = (status(), status());
         assert_eq!(uid_in(before).unwrap(), Some(nix::unistd::getuid().as_raw()));
