@@ -30,7 +30,7 @@ use super::SetupError;
 /// Between two looks at an interface that is coming up.
 const CARRIER_POLL: Duration = Duration::from_micros(500);
 /// Twice the longest that the kernel delays a change of carrier, and room for a loaded host.
-const CARRIER_DEADLINE: Duration = Duration::from_secs(5);
+const CARRIER_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection to the kernel's interface configuration in one namespace.
 #[derive(Debug)]

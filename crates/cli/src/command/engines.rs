@@ -8,7 +8,7 @@
 //! Where `auto` is gVisor, the emulator stays beside it: sandboxes and templates of before go on as what they are, and only what is new is
 //! gVisor's.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use firkin_engine::{
@@ -30,6 +30,9 @@ use crate::{
     progress::Progress,
     settings::Settings,
 };
+
+/// How long gVisor may take to show that it works, at least: it takes a second on an idle host, and nothing is known that it would wait for without end.
+const GVISOR_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The engines that the settings ask for.
 pub(super) async fn choose(settings: &Settings, parts: (&GuestSystem, &Images), progress: &Progress) -> anyhow::Result<Engines> {
@@ -156,7 +159,8 @@ async fn with_gvisor(
     let step = progress.step("trying gVisor");
     let pins = settings.state_dir.join("engines");
     fs::create_dir_all(&pins)?;
-    let request = gvisor::ProbeRequest { program: None, pins, image: root.path, deadline: settings.kvm_deadline };
+    let deadline = settings.kvm_deadline.max(GVISOR_DEADLINE);
+    let request = gvisor::ProbeRequest { program: None, pins, image: root.path, deadline };
     let found = gvisor::probe(&request).await.map_err(|error| {
         let hint = match &error {
             gvisor::ProbeError::Missing => "`firkin doctor --fix` installs it",
