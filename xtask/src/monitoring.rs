@@ -114,7 +114,7 @@ fn ask_everything(workspace: &Workspace, server: &Server, prometheus: &Prometheu
     dashboard::check_layout(&file)?;
     let panels = dashboard::panels(&file)?;
     for (name, query) in &panels {
-        match prometheus.query(query) {
+        match prometheus.found(query) {
             Ok(found) if found.is_empty() => wrong.push(format!("panel `{name}` shows nothing: {query}")),
             Ok(_) => {}
             Err(error) => wrong.push(format!("panel `{name}`: {error:#}")),
@@ -132,7 +132,7 @@ fn ask_everything(workspace: &Workspace, server: &Server, prometheus: &Prometheu
     }
     let of_nodes = |selector: &&String| OF_NODES.contains(&selector.split('{').next().unwrap_or_default());
     for selector in selectors.iter().filter(|selector| !of_nodes(selector)) {
-        match prometheus.query(selector) {
+        match prometheus.found(selector) {
             Ok(found) if found.is_empty() => wrong.push(format!("no such series is in /metrics: {selector}")),
             Ok(_) => {}
             Err(error) => wrong.push(format!("{error:#}")),

@@ -31,6 +31,9 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// By when the server has been asked again, which is asked each second.
+const SCRAPED_WITHIN: Duration = Duration::from_secs(15);
+
 /// Where the package's programs are.
 #[derive(Debug)]
 pub(super) struct Programs(PathBuf);
@@ -124,6 +127,18 @@ impl Prometheus {
         let request = http::Request { method: "POST", path: "/api/v1/query", headers: &headers, body: body.as_bytes() };
         let data = self.data(&request).with_context(|| format!("Prometheus refuses `{query}`"))?;
         data["result"].as_array().cloned().context("the answer has no result")
+    }
+
+    /// What a query finds, soon: one scrape that the host is late with leaves series out until the next.
+    pub(super) fn found(&self, query: &str) -> anyhow::Result<Vec<Value>> {
+        let asked = Instant::now();
+        loop {
+            let found = self.query(query)?;
+            if !found.is_empty() || asked.elapsed() > SCRAPED_WITHIN {
+                return Ok(found);
+            }
+            thread::park_timeout(PROBE_INTERVAL);
+        }
     }
 
     /// Every rule that is loaded, by name, with its query. Fails where the evaluation of one has failed.
