@@ -12,10 +12,12 @@ import socket
 import struct
 import urllib.parse
 
+from support import WAIT_S
+
 CONNECTIONS = 16
 """At once. More would only wait for Python."""
 
-ANSWER_S = 10
+ANSWER_S = WAIT_S
 """How long one answer may take: emulated guests are slow, and many ask at once."""
 
 NO_SANDBOX = "i00000000000000000000"

@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from own_server import OwnServer
+from own_server import FreePort, OwnServer
 from postgres import Postgres
 from support import WAIT_S
 
@@ -28,9 +27,8 @@ class Cluster:
     def node(self, name: str, *options: str) -> OwnServer:
         server = OwnServer(self.program)
         self.servers.append(server)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            peers = f"127.0.0.1:{free.getsockname()[1]}"
-        server.as_node = (*self.options, "--node-name", name, "--peer-listen", peers, *options)
+        server.peers = FreePort()
+        server.as_node = (*self.options, "--node-name", name, "--peer-listen", f"127.0.0.1:{server.peers.number}", *options)
         return server
 
     def firkin(self, *words, fails: bool = False) -> str:
@@ -65,6 +63,7 @@ def cluster() -> Iterator[Cluster]:
     finally:
         for server in cluster.servers:
             server.remove()
+            server.peers.give_back()
         database.remove()
 
 

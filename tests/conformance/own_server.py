@@ -21,6 +21,19 @@ START_S = 120
 """From start to an answer on `/health`, the build of the base template by an emulated guest included."""
 
 
+class FreePort:
+    """A port of the loopback that nobody else is given as long as this is there. A server can listen on it."""
+
+    def __init__(self) -> None:
+        self._holder = socket.socket()
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._holder.bind(("127.0.0.1", 0))
+        self.number = self._holder.getsockname()[1]
+
+    def give_back(self) -> None:
+        self._holder.close()
+
+
 class OwnServer:
     """`firkin up`, as often as a test needs it, on one state directory and one port."""
 
@@ -30,8 +43,8 @@ class OwnServer:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="firkin-survival-", dir=os.environ.get("FIRKIN_TEST_DIR", "/var/tmp")))
         self.dir.chmod(0o711)
         self.state = self.dir / "state"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.port = FreePort()
+        self.url = f"http://127.0.0.1:{self.port.number}"
         self.process: subprocess.Popen | None = None
 
     def start(self, *options: str) -> None:
@@ -102,8 +115,10 @@ class OwnServer:
             except subprocess.TimeoutExpired:
                 self.kill()
         for pid in self.machines():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # processes of one sandbox end together
+                os.kill(pid, signal.SIGKILL)
         print(self.log())  # shown by pytest if something failed
+        self.port.give_back()
         shutil.rmtree(self.dir)
 
     @property

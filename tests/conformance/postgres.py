@@ -3,11 +3,11 @@
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 
 import pytest
+from own_server import FreePort
 from support import WAIT_S, wait_for
 
 NOBODY = 65534
@@ -34,8 +34,8 @@ class Postgres:
         )
         (self.dir / "password").chmod(0o600)
         shutil.chown(self.dir / "password", 0, 0)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.held = FreePort()
+        self.port = self.held.number
         self.url = f"postgres://{USER}@127.0.0.1:{self.port}/postgres"
         self.process: subprocess.Popen | None = None
         self.start()
@@ -74,4 +74,5 @@ class Postgres:
     def remove(self) -> None:
         if self.process is not None:
             self.stop()
+        self.held.give_back()
         shutil.rmtree(self.dir)

@@ -1,7 +1,8 @@
 """Runs inside a sandbox: tries to reach what it is told to, and writes as JSON what came of each.
 
 Arguments are JSON lists: `["http", where, called]`, `["tls", where, called]` (an address or a name, and what it is called there),
-`["name", name]` by the system's resolver, `["question", server, name]` to a server of the client's choice, `["udp", address, port]`.
+`["name", name]` by the system's resolver, `["question", server, name]` to a server of the client's choice, `["udp", address, port]`. With one more
+word, `"must"`, the last two are tried again: a datagram may be lost, and an emulated guest may not be scheduled for a while.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 PATIENCE_S = 15
 """Longer than an emulated guest needs for what works."""
 SILENCE_S = 3
-"""How long is waited for an answer that should not come."""
+"""How long is waited for an answer that should not come, and after which one that should is asked for again."""
 
 
 def http(where: str, called: str, tls: bool = False) -> object:
@@ -34,16 +35,25 @@ def http(where: str, called: str, tls: bool = False) -> object:
     return json.loads(body) if status == 200 else status
 
 
-def ask_udp(address: str, port: int, what: bytes) -> bytes:
+def ask_udp(address: str, port: int, what: bytes, tries: int) -> bytes:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(SILENCE_S)
-        udp.sendto(what, (address, port))
-        return udp.recv(1500)
+        for left in reversed(range(tries)):
+            udp.sendto(what, (address, port))
+            try:
+                return udp.recv(1500)
+            except TimeoutError:
+                if not left:
+                    raise
 
 
-def question(server: str, name: str) -> object:
+def tries_of(must: tuple) -> int:
+    return 10 if must == ("must",) else 1
+
+
+def question(server: str, name: str, *must: str) -> object:
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    answer = ask_udp(server, 53, struct.pack(">6H", 4711, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1))
+    answer = ask_udp(server, 53, struct.pack(">6H", 4711, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1), tries_of(must))
     return {"code": answer[3] & 0x0F, "answers": int.from_bytes(answer[6:8], "big")}
 
 
@@ -52,7 +62,7 @@ TRIES = {
     "tls": lambda where, called: http(where, called, tls=True),
     "name": socket.gethostbyname,
     "question": question,
-    "udp": lambda address, port: ask_udp(address, port, b"hello").decode(),
+    "udp": lambda address, port, *must: ask_udp(address, port, b"hello", tries_of(must)).decode(),
 }
 
 

@@ -114,7 +114,7 @@ def test_a_node_that_is_away_is_named_and_comes_back_as_what_it_was(cluster):
 
     wait_for(reached, "the second node to hear of the first's next term")
     assert e2b.Sandbox.connect(sandbox.sandbox_id, **there).files.read("/home/user/file") == "kept", "its machine outlived the server"
-    assert AWAY not in listed(two, key).headers
+    wait_for(lambda: AWAY not in listed(two, key).headers, "all nodes to be listed")
 
     # An operator's word that it is off ends its server, which runs after all, and nothing of what runs there.
     assert "--it-is-off" in cluster.firkin("node", "forget", "one", *cluster.options, fails=True)

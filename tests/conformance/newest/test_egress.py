@@ -59,11 +59,11 @@ def test_allowed_names_are_reached_and_nothing_else_is(driver, spawn, outside, a
 
     # No question for anything else leaves, whomever it is put to.
     secret = "password-is-hunter2.evil.test"
-    own, to_other, allowed = reach(sandbox, ["name", secret], ["question", OTHER, secret], ["question", "9.9.9.9", "allowed.test"])
+    own, to_other, allowed = reach(sandbox, ["name", secret], ["question", OTHER, secret], ["question", "9.9.9.9", "allowed.test", "must"])
     assert own == "gaierror"
     assert to_other["answers"] == 0 and to_other["code"] != 0
     assert allowed == {"code": 0, "answers": 1}
-    assert outside.asked() == {"allowed.test", "deep.wild.test", "ours.test"}
+    wait_for(lambda: outside.asked() == {"allowed.test", "deep.wild.test", "ours.test"}, "the resolver to tell what it was asked")
 
     told = decisions(api, sandbox)
     assert {"allowed", "name", "bounds"} <= {decision["outcome"] for decision in told}
@@ -85,7 +85,7 @@ def test_rules_with_names_change_while_it_runs(driver, spawn, outside, api):
     assert first == "gaierror" and is_at(second, OTHER)
     # What is allowed by address needs no name, and goes there itself.
     sandbox.update_network({**NAMED, "allow_out": ["other.test", ALLOWED]})
-    answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["udp", ALLOWED, 443], ["http", OTHER, "whatever.test"])
+    answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["udp", ALLOWED, 443, "must"], ["http", OTHER, "whatever.test"])
     assert is_at(answers[0], ALLOWED) and answers[1:] == ["hello", 403]
     sandbox.pause()
     sandbox.connect()
@@ -98,7 +98,7 @@ def test_rules_with_names_change_while_it_runs(driver, spawn, outside, api):
         sandbox.update_network(NAMED)
     # Without rules everything is as it is without them.
     sandbox.update_network({})
-    answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["http", OTHER, "allowed.test"], ["udp", OTHER, 443])
+    answers = reach(sandbox, ["http", ALLOWED, "whatever.test"], ["http", OTHER, "allowed.test"], ["udp", OTHER, 443, "must"])
     assert is_at(answers[0], ALLOWED) and is_at(answers[1], OTHER) and answers[2] == "hello"
     assert decisions(api, sandbox) == []
 
@@ -129,7 +129,8 @@ def test_tcp_goes_through_the_proxy_or_nowhere(driver, spawn, outside, api, name
     allowed, other = reach(sandbox, ["http", ALLOWED, "allowed.test"], ["http", OTHER, "other.test"])
     assert is_at(allowed, ALLOWED) and allowed["by"] == PROXY
     assert (other == 403) if named else (other["by"] == PROXY)
-    assert outside.proxied() == [f"{ALLOWED}:80"] + ([] if named else [f"{OTHER}:80"])
+    expected = [f"{ALLOWED}:80"] + ([] if named else [f"{OTHER}:80"])
+    wait_for(lambda: outside.proxied() == expected, "the proxy to tell what it connected")
 
     shown = api.http.get(f"/sandboxes/{sandbox.sandbox_id}")
     assert shown.json()["network"]["egressProxy"] == {"address": f"{PROXY}:1080", "username": USER}
@@ -141,4 +142,9 @@ def test_tcp_goes_through_the_proxy_or_nowhere(driver, spawn, outside, api, name
     # Whoever is not listened to for a name is not answered in its protocol either.
     assert reach(sandbox, ["http", ALLOWED, "allowed.test"]) == [502 if named else "ConnectionResetError"]
     sandbox.update_network(rules)
-    wait_for(lambda: reach(sandbox, ["http", ALLOWED, "allowed.test"])[0]["by"] != PROXY, "the way without a proxy")
+
+    def is_without_proxy() -> bool:
+        (answer,) = reach(sandbox, ["http", ALLOWED, "allowed.test"])
+        return is_at(answer, ALLOWED) and answer["by"] != PROXY
+
+    wait_for(is_without_proxy, "the way without a proxy")

@@ -1,5 +1,6 @@
 """What is exported by one server and imported by another, with a state directory and a cache of its own, goes on there as it was left."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -23,8 +24,13 @@ def hosts():
     with own_server() as there:
         # Its files are never written in place, so names of the same are as good as copies, and cost nothing.
         cache = CACHE.with_name(f"{CACHE.name}-moving-{os.getpid()}")
-        subprocess.run(["cp", "--archive", "--link", CACHE, cache], check=True)
+        cache.mkdir(mode=0o700)
+        # What comes and goes while other servers begin is none of it. What was found of the acceleration is replaced as a whole.
+        kinds = [path for path in CACHE.glob("*-v*") if not path.name.startswith("own-kernel")]
         try:
+            subprocess.run(["cp", "--archive", "--link", *kinds, cache], check=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy2(CACHE / "acceleration.json", cache)
             with own_server(FIRKIN_CACHE_DIR=str(cache)) as here:
                 yield there, here
         finally:

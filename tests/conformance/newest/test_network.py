@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from support import start_guest_program, wait_for
+from support import WAIT_S, start_guest_program, wait_for
 
 PORT = 8000
 
@@ -12,11 +12,11 @@ def test_a_signed_url_needs_no_sandbox_id(driver, spawn):
     sandbox.files.write("/home/user/signed.txt", "signed")
     url = sandbox.download_url("/home/user/signed.txt")
     # As a person would open it: nothing but the URL.
-    assert httpx.get(url).text == "signed"
-    assert httpx.head(url).headers["content-length"] == "6"
-    assert httpx.get(url.replace("signed.txt", "other.txt")).status_code == 401
+    assert httpx.get(url, timeout=WAIT_S).text == "signed"
+    assert httpx.head(url, timeout=WAIT_S).headers["content-length"] == "6"
+    assert httpx.get(url.replace("signed.txt", "other.txt"), timeout=WAIT_S).status_code == 401
     expired = sandbox.download_url("/home/user/signed.txt", use_signature_expiration=-10)
-    refused = httpx.get(expired)
+    refused = httpx.get(expired, timeout=WAIT_S)
     assert (refused.status_code, refused.json()["message"]) == (401, "signature is already expired")
 
 
@@ -71,7 +71,7 @@ def test_rules_that_cannot_be_kept_are_refused(driver, spawn, network):
 def test_a_network_that_was_taken_down_is_back_after_a_resume(spawn, api):
     sandbox = spawn()
     # The command answers before it cuts itself off.
-    sandbox.commands.run("(sleep 0.3; ip link set eth0 down) >/dev/null 2>&1 & true", user="root")
+    sandbox.commands.run("(sleep 3; ip link set eth0 down) >/dev/null 2>&1 & true", user="root")
 
     def is_down() -> bool:
         try:

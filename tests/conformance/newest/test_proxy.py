@@ -8,7 +8,7 @@ import uuid
 import httpx
 import pytest
 import websockets.sync.client
-from support import Brood, start_guest_program, wait_for_port
+from support import WAIT_S, Brood, start_guest_program, wait_for_port
 
 ENVD_PORT = 49983
 PEER_PORT = 8000
@@ -107,7 +107,7 @@ def test_pythons_own_web_server_is_reached(api, driver, spawn):
 
 
 def test_a_port_is_reached_by_host_name(api, peer):
-    with httpx.Client(base_url=api.sandbox_url, headers={"Host": peer.get_host(PEER_PORT)}) as web:
+    with httpx.Client(base_url=api.sandbox_url, headers={"Host": peer.get_host(PEER_PORT)}, timeout=WAIT_S) as web:
         answer = web.get("/some/path?with=query").json()
     assert answer["path"] == "/some/path?with=query"
 
@@ -119,7 +119,7 @@ def peers_on_the_loopback(api, sandbox) -> list[str]:
     """Who asks, as a server on each of the loopback's addresses is told it."""
     peers = []
     for port in LOOPBACK.values():
-        with httpx.Client(base_url=api.sandbox_url, headers={"Host": sandbox.get_host(port)}) as web:
+        with httpx.Client(base_url=api.sandbox_url, headers={"Host": sandbox.get_host(port)}, timeout=WAIT_S) as web:
             peers.append(web.get("/").json()["peer"])
     return peers
 
@@ -188,7 +188,7 @@ def test_http2_without_tls_is_spoken(api, peer):
         answer = web.get("/over-h2")
         assert answer.http_version == "HTTP/2"
         assert answer.json()["path"] == "/over-h2"
-    with httpx.Client(base_url=api.url, http1=False, http2=True, headers={"X-API-Key": api.key}) as control:
+    with httpx.Client(base_url=api.url, http1=False, http2=True, headers={"X-API-Key": api.key}, timeout=WAIT_S) as control:
         assert control.get("/v2/sandboxes").http_version == "HTTP/2"
 
 

@@ -12,7 +12,7 @@ import pytest
 from e2b import Secret
 from outside import ALLOWED, OTHER, PASSWORD, PROXY, RESOLVER, USER, outside  # noqa: F401 (a fixture)
 from own_server import own_server, sandboxes_of
-from support import SANDBOX_LIFETIME_S
+from support import SANDBOX_LIFETIME_S, WAIT_S
 
 VALUE = "sk-only-outside-4711"
 NEWER = "sk-only-outside-4712"
@@ -143,7 +143,7 @@ def test_rules_that_name_what_there_is_not_are_refused(server, create, text):
 
     rules = {"allowed.test": [{"transform": {"headers": {"Authorization": text}}}]}
     key = {"X-API-Key": server.client["api_key"]}
-    there = lambda: httpx.get(f"{server.url}/v2/sandboxes", headers=key).json()
+    there = lambda: httpx.get(f"{server.url}/v2/sandboxes", headers=key, timeout=WAIT_S).json()
     before = len(there())
     with pytest.raises(SandboxException, match="400"):
         create(network={**NAMED, "rules": rules})
@@ -164,7 +164,7 @@ def test_an_identity_token_is_made_for_the_request_that_carries_it(server, creat
     claims = json.loads(base64.urlsafe_b64decode(claims))
     assert claims["iss"] == "https://firkin.test" and claims["aud"] == ["sts.example"]
     assert claims["sub"] == f"spiffe://firkin.test/sandbox/{sandbox.sandbox_id}"
-    keys = httpx.get(f"{server.url}/.well-known/jwks.json").json()["keys"]
+    keys = httpx.get(f"{server.url}/.well-known/jwks.json", timeout=WAIT_S).json()["keys"]
     assert json.loads(base64.urlsafe_b64decode(head))["kid"] in [key["kid"] for key in keys]
 
 
@@ -186,7 +186,7 @@ def test_a_value_is_in_no_memory_no_file_and_no_log(server, create):
     assert asked.stdout == "200"
     key = {"X-API-Key": server.client["api_key"]}
     for route in (f"/sandboxes/{sandbox.sandbox_id}", f"/sandboxes/{sandbox.sandbox_id}/network/audit", f"/v2/sandboxes/{sandbox.sandbox_id}/logs", "/metrics"):
-        answer = httpx.get(f"{server.url}{route}", headers=key)
+        answer = httpx.get(f"{server.url}{route}", headers=key, timeout=WAIT_S)
         assert answer.status_code == 200 and VALUE not in answer.text, route
     snapshot = sandbox.create_snapshot()
     of_snapshot = {path for path in found(server, marker) if "/artifacts/" in path}
@@ -195,7 +195,7 @@ def test_a_value_is_in_no_memory_no_file_and_no_log(server, create):
     assert {path for path in found(server, marker) if "/artifacts/" in path} > of_snapshot, "and in what a pause writes"
     assert found(server, VALUE) == []
     assert VALUE not in (server.dir / "log").read_text(errors="replace")
-    httpx.delete(f"{server.url}/templates/{snapshot.snapshot_id.replace('/', '%2F')}", headers=key).raise_for_status()
+    httpx.delete(f"{server.url}/templates/{snapshot.snapshot_id.replace('/', '%2F')}", headers=key, timeout=WAIT_S).raise_for_status()
 
 
 def test_a_proxys_credentials_are_in_the_database_alone(server, create):
