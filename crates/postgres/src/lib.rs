@@ -354,6 +354,7 @@ impl Database for Postgres {
             Holding::Node(_) => Parts {
                 has_others: true,
                 all_sandboxes: "firkin.sandboxes",
+                all_held: "SELECT held_artifact FROM firkin.sandboxes WHERE held_artifact IS NOT NULL",
                 own_builds: "own_builds",
                 own_deliveries: "own_deliveries",
                 ..whole

@@ -11,6 +11,7 @@ use crate::{
     capacity::TeamBook,
     machine::{launch::FilesInMemory, network::Links, outbound::Filling, session::EngineLauncher},
     restore::RestoreGates,
+    sandbox::spawns::SpawnCounts,
     storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
     telemetry::{activity::Activity, changes::Feed, copies::Copying, history::History, metrics::Metrics, webhooks::Webhooks},
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) filling: Arc<Filling>,
     /// What is owed to a store off the host, where there is one.
     pub(crate) copying: Option<Arc<Copying>>,
+    pub(crate) spawns: SpawnCounts,
     collect: Notify,
     /// A sandbox was paused, and nobody has looked since.
     paused: Notify,
@@ -110,6 +112,7 @@ impl Shared {
             activity: Activity::default(),
             changes: Feed::new(),
             webhooks: parts.webhooks,
+            spawns: SpawnCounts::default(),
             collect: Notify::new(),
             paused: Notify::new(),
             collecting: tokio::sync::Mutex::default(),

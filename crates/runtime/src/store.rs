@@ -68,7 +68,7 @@ pub(crate) use seconds::CatalogSeconds;
 pub(crate) use shelf::WholeTemplate;
 pub use teams::KeyScope;
 pub(crate) use teams::{Added, KeyBounds, KeyRecord, TeamRecord};
-pub(crate) use templates::{Assignment, FamilyRecord};
+pub(crate) use templates::{Assignment, FamilyRecord, Spawns};
 pub use webhooks::{Delivery, LifecycleKind, ShownDelivery, Webhook};
 pub(crate) use webhooks::{Head, MAX_WEBHOOKS, WebhookChange};
 

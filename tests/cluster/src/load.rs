@@ -79,6 +79,7 @@ pub(crate) fn run(dir: &Path, seconds: u64) -> anyhow::Result<()> {
     let secret = dir.join("secret");
     let times = LeaseTimes::default();
     let founding = Founding { secret_fingerprint: ClusterSecret::create(&secret)?.fingerprint(), times, founder: None };
+    postgres.ask(DATABASE, "CREATE EXTENSION pg_stat_statements")?;
     let address = Address::with_authority(&url, Some(&postgres.authority()))?;
     runtime.block_on(firkin_postgres::init(&address, &founding)).context("cannot found a cluster")?;
     let catalog = Catalog { url, authority: postgres.authority(), secret };
@@ -134,6 +135,7 @@ impl Load {
 
     /// Has sandboxes be made at a rate that does not wait for answers, and killed when there are enough of them.
     async fn come_and_go(self: Arc<Self>, time: Duration) -> anyhow::Result<()> {
+        self.postgres.ask(DATABASE, "SELECT pg_stat_statements_reset()")?;
         let (began, before) = (Instant::now(), self.postgres.cpu()?);
         let mut turns = interval(Duration::from_secs(1) / u32::try_from(RATE)?);
         let (under_way, mut tasks) = (Arc::new(Semaphore::new(MOST_UNDER_WAY)), JoinSet::new());
@@ -173,6 +175,8 @@ impl Load {
             self.living().len(),
             self.not_offered.load(Ordering::Relaxed)
         ));
+        say("of which");
+        self.postgres.dearest(DATABASE)?.lines().for_each(|line| say(&format!("  {line}")));
         let failed: Vec<_> = asked.iter().filter(|asked| asked.answer != Answer::Done).collect();
         ensure!(failed.is_empty(), "{} requests were not done, although there was room: {:?}", failed.len(), failed.first());
         Ok(())

@@ -110,6 +110,15 @@ impl Postgres {
         Ok(())
     }
 
+    /// What cost it most in a database, one statement a line: the part of all that statements took, how often it was asked, and what it is.
+    pub(crate) fn dearest(&self, database: &str) -> anyhow::Result<String> {
+        let dearest = "SELECT format('%s %% in %s of %s ms, %s', round((100 * took / sum(took) OVER ())::numeric, 1), calls,
+                           round((took / calls)::numeric, 3), left(regexp_replace(query, '\\s+', ' ', 'g'), 150))
+                       FROM (SELECT query, sum(calls) AS calls, sum(total_exec_time + total_plan_time) AS took
+                           FROM pg_stat_statements GROUP BY query) AS statements ORDER BY took DESC LIMIT 12";
+        self.ask(database, dearest)
+    }
+
     pub(crate) fn start_again(&mut self, world: &World) -> anyhow::Result<()> {
         let since = Instant::now();
         loop {
@@ -179,6 +188,8 @@ fn run(world: &World, programs: &Path, dir: &Path) -> anyhow::Result<Child> {
         "tcp_keepalives_interval=2".to_owned(),
         "tcp_keepalives_count=3".to_owned(),
         "tcp_user_timeout=10000".to_owned(),
+        "shared_preload_libraries=pg_stat_statements".to_owned(),
+        "pg_stat_statements.track_planning=on".to_owned(),
     ];
     for setting in settings {
         command.arg("-c").arg(setting);

@@ -15,15 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firkin_causes::chain;
-use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
 use crate::{
     capacity::{Shares, TeamQuotaError},
     ground::{
-        ids::TemplateId,
         reference::{NoTemplate, Sought},
         team::Scope,
     },
@@ -32,6 +29,7 @@ use crate::{
     sandbox::{
         mounts::{self, MountsError},
         owner::{Continuation, Owner, Owners, check_timeout},
+        spawns,
         trust::{GuestTrustError, is_filled},
     },
     shared::Shared,
@@ -120,7 +118,7 @@ pub(crate) async fn create(
     let found = Found::new(life, artifact, pin, begun).holding(volumes);
     let found = taken.into_iter().fold(found, Found::with_shares);
     let created = SandboxCreate::begin(owners, found).await?;
-    count(shared, record.id);
+    spawns::count(shared, record.id);
     Ok(created)
 }
 
@@ -219,14 +217,4 @@ async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotResto
         Err(proven) => (proven.admit(&shared.gates).await?.launch(&shared.launcher).await?, None),
     };
     Ok(found.launched(shared, report, claimed))
-}
-
-/// Counts a sandbox of a template, which nobody waits for.
-fn count(shared: &Shared, template: TemplateId) {
-    let store = shared.store.clone();
-    shared.tasks.spawn(async move {
-        if let Err(error) = store.count_spawn(template, Timestamp::now()).await {
-            tracing::warn!(error = chain(&error), "cannot count a sandbox of a template");
-        }
-    });
 }

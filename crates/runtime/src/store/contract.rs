@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::{
     BuildLogEntry, BuildRecord, BuildState, Defaults, Delivery, Guard, Held, KeyBounds, KeyRecord, KeyScope, LayerRecord,
-    LifecycleKind, RecordedPhase, SandboxRecord, Setup, Sqlite, Store, StoreError, TeamRecord, TemplateRecord, Webhook,
+    LifecycleKind, RecordedPhase, SandboxRecord, Setup, Spawns, Sqlite, Store, StoreError, TeamRecord, TemplateRecord, Webhook,
     WebhookChange,
     database::Database,
     spec::{CreateSandbox, Memory},
@@ -264,7 +264,9 @@ async fn counts_lose_nothing(store: &Store) -> Kept {
     ids.sort();
     ids.dedup();
     same("many who build a name at once build one template", ids.len(), 1)?;
-    let counted = stream::iter(0..RACERS).map(|_| store.count_spawn(ids[0].clone(), at(9))).buffer_unordered(RACERS);
+    let counted = stream::iter(0..RACERS)
+        .map(|_| store.count_spawns([(ids[0].clone(), Spawns { count: 1, last_at: at(9) })].into()))
+        .buffer_unordered(RACERS);
     for one in counted.collect::<Vec<_>>().await {
         one?;
     }

@@ -129,6 +129,8 @@ pub struct Parts {
     pub has_others: bool,
     /// The sandboxes of all servers, to be read.
     pub all_sandboxes: &'static str,
+    /// What holds the paused ones of all servers, to be read: a statement with one column.
+    pub all_held: &'static str,
     /// The builds that this server ends.
     pub own_builds: &'static str,
     /// The deliveries that this server sends.
@@ -142,6 +144,7 @@ impl Parts {
     pub const WHOLE: Self = Self {
         has_others: false,
         all_sandboxes: "sandboxes",
+        all_held: "SELECT json_extract(body, '$.phase.artifact') FROM sandboxes WHERE json_extract(body, '$.phase.phase') = 'paused'",
         own_builds: "builds",
         own_deliveries: "deliveries",
         state_key: "key",

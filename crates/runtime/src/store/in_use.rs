@@ -72,11 +72,8 @@ impl Store {
             let mut used = InUse { artifacts: versions.into_iter().map(|v| v.artifact).collect(), layers: Vec::new(), states };
             if parts.has_others {
                 // What was this server's may be another's by now, which has yet to get what holds it.
-                let held = format!(
-                    "SELECT json_extract(body, '$.phase.artifact') FROM {} WHERE json_extract(body, '$.phase.phase') = 'paused'",
-                    parts.all_sandboxes
-                );
-                used.artifacts.extend(tx.query(&held, params![], |row| row.get(0)).map_err(refused("read what is held"))?);
+                let held = tx.query(parts.all_held, params![], |row| row.get(0));
+                used.artifacts.extend(held.map_err(refused("read what is held"))?);
             }
             for sandbox in sandboxes {
                 match sandbox.phase {

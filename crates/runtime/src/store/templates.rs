@@ -14,6 +14,8 @@
 //! Of another team's only what is public is found, and the host's standard templates by their bare names; to nobody else is either shown,
 //! or changed by anybody else. A version that loses its last tag to another build, or to a removal, is gone with it: nothing could name it.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,14 @@ use crate::{
     },
     store::{StoreError, spec::SandboxId},
 };
+
+/// Sandboxes of a template that are to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spawns {
+    pub(crate) count: u64,
+    /// When the last of them was made.
+    pub(crate) last_at: Timestamp,
+}
 
 pub(super) const TABLES: &str = "
     CREATE TABLE templates (
@@ -248,11 +258,15 @@ impl Store {
         .await
     }
 
-    /// Counts one more sandbox of a template.
-    pub(crate) async fn count_spawn(&self, id: TemplateId, at: Timestamp) -> Result<(), StoreError> {
+    /// Counts more sandboxes of templates; of those that are gone, none.
+    pub(crate) async fn count_spawns(&self, counts: HashMap<TemplateId, Spawns>) -> Result<(), StoreError> {
         self.run(move |tx| {
-            let Some(family) = family(tx, &id)? else { return Ok(()) };
-            put_family(tx, &FamilyRecord { spawn_count: family.spawn_count + 1, last_spawned_at: Some(at), ..family })
+            for (id, Spawns { count, last_at }) in &counts {
+                let Some(family) = family(tx, id)? else { continue };
+                let spawn_count = family.spawn_count.saturating_add(*count);
+                put_family(tx, &FamilyRecord { spawn_count, last_spawned_at: Some(*last_at), ..family })?;
+            }
+            Ok(())
         })
         .await
     }

@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    BuildReason, BuildRecord, BuildState, Defaults, Guard, LayerRecord, SandboxRecord, Store, TemplateRecord,
+    BuildReason, BuildRecord, BuildState, Defaults, Guard, LayerRecord, SandboxRecord, Spawns, Store, TemplateRecord,
     database::{self, params, refused},
     templates::Lookup,
 };
@@ -226,7 +226,7 @@ async fn states_that_were_not_used_for_the_longest_time_go_first() {
 async fn an_update_changes_what_is_given_and_counts_stay() {
     let (store, _dir) = store().await;
     let id = built(&store, "b1", "app", 1).await.template_id;
-    store.count_spawn(id.clone(), at(5)).await.unwrap();
+    store.count_spawns([(id.clone(), Spawns { count: 1, last_at: at(5) })].into()).await.unwrap();
     for (public, description) in [(Some(true), Some("for tests".to_owned())), (None, None)] {
         assert_eq!(store.update_template((Scope::Host, app().into()), public, description).await.unwrap().as_ref(), Some(&id));
         let found = store.family(Scope::Host, app()).await.unwrap().unwrap();

@@ -6,7 +6,13 @@
 //! walked for each thing that goes: one walk tells what each would free, and so how many must go. Only what cannot be foreseen, as
 //! a machine that writes or a build that uses something just now, makes another round necessary.
 
-use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashSet,
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use firkin_causes::chain;
 
@@ -22,17 +28,34 @@ use crate::{
 
 mod plan;
 
-/// Collects whenever that is wanted, until the runtime stops.
+/// How long nothing is collected, as a multiple of what it took the last time.
+const REST: u32 = 9;
+
+/// And at least, and at most.
+const RESTS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+
+/// Collects whenever that is wanted, until the runtime stops. It looks at all that is on record, and one that ends each few milliseconds wants it: so it
+/// takes a tenth of the time, and what is wanted meanwhile is done once.
 pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             () = shared.collection_wanted() => {}
             () = shared.stopping.cancelled() => return,
         }
+        let begun = Instant::now();
         if let Err(error) = keep(&shared).await {
             tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
         }
+        tokio::select! {
+            () = tokio::time::sleep(rest_after(begun.elapsed())) => {}
+            () = shared.stopping.cancelled() => return,
+        }
     }
+}
+
+fn rest_after(took: Duration) -> Duration {
+    let [least, most] = RESTS;
+    took.saturating_mul(REST).clamp(least, most)
 }
 
 /// Collects what nobody needs, then lets go what can be made again until the rest fits. Gives the bytes that are held then, or

@@ -1,0 +1,94 @@
+//! How many sandboxes were made of each template. Nobody waits for it, so what comes within a second is written down together: the catalogue has more
+//! to do than that.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use firkin_causes::chain;
+use jiff::Timestamp;
+
+use crate::{ground::ids::TemplateId, shared::Shared, store::Spawns};
+
+/// For how long what comes is written down together. A server that is killed has not counted it.
+const TOGETHER: Duration = Duration::from_secs(1);
+
+/// What is not written down yet.
+#[derive(Debug, Default)]
+pub(crate) struct SpawnCounts(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Somebody writes, and sees to what comes meanwhile.
+    is_written: bool,
+    counts: HashMap<TemplateId, Spawns>,
+}
+
+impl SpawnCounts {
+    /// One more. Whether it falls to who asks to write it down.
+    fn add(&self, template: TemplateId, at: Timestamp) -> bool {
+        let mut waiting = self.waiting();
+        let spawns = waiting.counts.entry(template).or_insert(Spawns { count: 0, last_at: at });
+        spawns.count += 1;
+        spawns.last_at = spawns.last_at.max(at);
+        !std::mem::replace(&mut waiting.is_written, true)
+    }
+
+    /// What has come, for who writes; with nothing, he is done.
+    fn take(&self) -> HashMap<TemplateId, Spawns> {
+        let mut waiting = self.waiting();
+        waiting.is_written = !waiting.counts.is_empty();
+        std::mem::take(&mut waiting.counts)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Each holder makes one change, so what is there is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a sandbox of a template.
+pub(crate) fn count(shared: &Arc<Shared>, template: TemplateId) {
+    if !shared.spawns.add(template, Timestamp::now()) {
+        return;
+    }
+    let writer = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TOGETHER) => {}
+                () = writer.stopping.cancelled() => {}
+            }
+            let counts = writer.spawns.take();
+            if counts.is_empty() {
+                return;
+            }
+            if let Err(error) = writer.store.count_spawns(counts).await {
+                tracing::warn!(error = chain(&error), "cannot count sandboxes of templates");
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_while_others_are_written_down_is_written_together() {
+        let counts = SpawnCounts::default();
+        let [a, b]: [TemplateId; 2] = ["a", "b"].map(|id| id.parse().unwrap());
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(counts.add(a.clone(), at(1)), "nobody writes yet");
+        let first = counts.take();
+        assert_eq!(first, HashMap::from([(a.clone(), Spawns { count: 1, last_at: at(1) })]));
+        let falls_to = [(&a, 3), (&b, 4), (&a, 2)].map(|(id, second)| counts.add(id.clone(), at(second)));
+        assert_eq!(falls_to, [false; 3], "who writes sees to these");
+        let then = HashMap::from([(a.clone(), Spawns { count: 2, last_at: at(3) }), (b, Spawns { count: 1, last_at: at(4) })]);
+        assert_eq!(counts.take(), then);
+        assert!(counts.take().is_empty());
+        assert!(counts.add(a, at(5)), "who wrote is done");
+    }
+}
