@@ -265,7 +265,7 @@ fn take(dir: &Path) -> io::Result<Flock<File>> {
         if !is_swept || begun.elapsed() > SWEPT_WITHIN {
             return taken;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 

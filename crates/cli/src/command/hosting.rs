@@ -188,7 +188,7 @@ fn once_left<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T, E>, 
     let begun = Instant::now();
     loop {
         match attempt() {
-            Err(error) if is_there(&error) && begun.elapsed() < within => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) if is_there(&error) && begun.elapsed() < within => std::thread::park_timeout(Duration::from_millis(20)),
             ended => return ended,
         }
     }

@@ -137,7 +137,7 @@ pub(crate) fn prepare_state_dir(path: &Path) -> Result<StateLock, OpenError> {
             Ok(lock) => return Ok(StateLock(lock)),
             Err((same, Errno::EWOULDBLOCK)) if begun.elapsed() < LEFT_FOR => {
                 file = same;
-                std::thread::sleep(LEFT_FOR / 100);
+                std::thread::park_timeout(LEFT_FOR / 100);
             }
             Err((_, Errno::EWOULDBLOCK)) => return Err(OpenError::Locked { path: path.to_owned() }),
             Err((_, other)) => return Err(directory(other.into())),
