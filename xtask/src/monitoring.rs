@@ -59,7 +59,7 @@ const SCRAPE_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long the server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The whole of it.
 pub(crate) fn run(workspace: &Workspace, household: &Household, report: &mut Report) -> anyhow::Result<()> {

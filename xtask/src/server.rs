@@ -2,10 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
+    sync::{
+        atomic::{AtomicU16, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -202,10 +206,23 @@ fn watch(mut child: Child) -> Receiver<std::io::Result<ExitStatus>> {
     exited
 }
 
-/// A loopback address whose port nobody uses now. Another program may take it before the server does: then the start fails.
+/// Ports of servers: not those that a kernel gives to whoever wants any (from 32768), and no program but this one takes them in turn.
+const PORTS: Range<u16> = 20_000..30_000;
+/// Those of them that one process tries before those of the next.
+const PORTS_OF_PROCESS: u16 = 20;
+
+/// A loopback address whose port nobody uses, nor is given before a server is there, or while it is started again.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
-    listener.local_addr().context("cannot read the free port")
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let ports = PORTS.end - PORTS.start;
+    let first = u16::try_from(std::process::id() % u32::from(ports / PORTS_OF_PROCESS)).context("a remainder is small")?;
+    for _ in PORTS {
+        let next = (first * PORTS_OF_PROCESS + TRIED.fetch_add(1, Ordering::Relaxed) % ports) % ports;
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, PORTS.start + next)) {
+            return listener.local_addr().context("cannot read the free port");
+        }
+    }
+    bail!("all ports from {} to {} are in use", PORTS.start, PORTS.end)
 }
 
 /// Whether `/health` is answered with success.

@@ -28,7 +28,10 @@ use nix::{
     unistd::{Pid, getuid},
 };
 
-use crate::agent_guest::{AgentGuest, Way};
+use crate::{
+    agent_guest::{AgentGuest, Way},
+    users,
+};
 
 /// A size that nothing depends on: a sandbox takes what its processes take.
 const SHAPE: Shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
@@ -36,8 +39,7 @@ const SHAPE: Shape = Shape { vcpus: 1, memory_mib: MEMORY_MIB };
 pub const MEMORY_MIB: u32 = 256;
 /// Likewise.
 pub const DISK_BYTES: u64 = 512 << 20;
-/// First of the users that sandboxes run as, beyond those of the machines of other tests, and how many one harness uses at most.
-const FIRST_UID: u32 = 2_110_000_000;
+/// More users than one harness uses.
 const UIDS: u32 = 200;
 /// Harnesses of one process.
 const HARNESSES_MAX: u32 = 32;
@@ -159,7 +161,7 @@ fn user_of(process: &Path) -> Option<u32> {
 fn first_uid() -> u32 {
     let harness = HARNESSES.fetch_add(1, Ordering::Relaxed);
     assert!(harness < HARNESSES_MAX, "HARNESSES_MAX has not grown with the tests");
-    FIRST_UID + (std::process::id() % 10_000 * HARNESSES_MAX + harness) * UIDS
+    users::GVISOR + (std::process::id() % 5_000 * HARNESSES_MAX + harness) * UIDS
 }
 
 fn on_path(program: &str) -> bool {

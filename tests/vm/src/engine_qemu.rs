@@ -32,12 +32,11 @@ use nix::{
 use crate::{
     agent_guest::{AgentGuest, Way},
     guest_link::namespace,
+    users,
 };
 
 /// The size of every machine here.
 pub const SHAPE: Shape = Shape { vcpus: 1, memory_mib: 512 };
-/// First of the users that machines run as. Far from anybody's, so that a count of their processes counts machines.
-const FIRST_UID: u32 = 1_900_000_000;
 /// More users than one harness uses.
 const UIDS: u32 = 500;
 /// Harnesses of one process.
@@ -185,7 +184,7 @@ impl QemuHarness {
 fn first_uid() -> u32 {
     let harness = HARNESSES.fetch_add(1, Ordering::Relaxed);
     assert!(harness < HARNESSES_MAX, "HARNESSES_MAX has not grown with the tests");
-    FIRST_UID + (std::process::id() % 50_000 * HARNESSES_MAX + harness) * UIDS
+    users::QEMU + (std::process::id() % 3_500 * HARNESSES_MAX + harness) * UIDS
 }
 
 #[async_trait]

@@ -6,3 +6,4 @@ pub mod engine_gvisor;
 pub mod engine_qemu;
 pub mod guest_link;
 pub mod laboratory;
+pub mod users;

@@ -1,9 +1,10 @@
 //! Real gVisor keeps the engine contract, and has no rights on its host while it does.
 
 use std::{
-    io::Write,
+    ffi::OsString,
+    io::{self, Write},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use firkin_engine::{
@@ -94,6 +95,40 @@ async fn a_guest_sees_the_sizes_that_it_has_and_so_does_its_clone() {
     machine.kill().await;
 }
 
+/// What is told of a process, or nothing once it has ended, as helpers of runsc do while they are looked at.
+fn unless_ended<T>(harness: &GvisorHarness, pid: u32, look: impl Fn() -> io::Result<T>) -> Option<T> {
+    let deadline = Instant::now() + CHILD_DEADLINE;
+    loop {
+        match look() {
+            Ok(seen) => return Some(seen),
+            Err(_) if !harness.processes().contains(&pid) => return None,
+            // On its way out it has no namespaces any more, and is not yet a zombie.
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
+}
+
+const NAMESPACES: [&str; 5] = ["user", "mnt", "net", "ipc", "uts"];
+
+/// A process, as the host has it.
+struct Seen {
+    status: String,
+    /// In the order of [`NAMESPACES`].
+    namespaces: Vec<PathBuf>,
+    users: String,
+    root: Vec<OsString>,
+}
+
+fn see(pid: u32) -> io::Result<Seen> {
+    let of = |name: &str| format!("/proc/{pid}/{name}");
+    Ok(Seen {
+        status: fs_err::read_to_string(of("status"))?,
+        namespaces: NAMESPACES.iter().map(|kind| fs_err::read_link(of(&format!("ns/{kind}")))).collect::<Result<_, _>>()?,
+        users: fs_err::read_to_string(of("uid_map"))?,
+        root: fs_err::read_dir(of("root"))?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?,
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_has_no_rights_on_its_host() {
     let Some(harness) = GvisorHarness::open().await else { return };
@@ -101,23 +136,23 @@ async fn a_sandbox_has_no_rights_on_its_host() {
     let [uid] = harness.users()[..] else { panic!("one sandbox has one user") };
     let processes = harness.processes();
     assert!(processes.contains(&machine.pid().unwrap()) && processes.len() > 1, "{processes:?}");
+    let mut looked_at = 0;
     for pid in processes {
-        let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let Some(Seen { status, namespaces, users, root }) = unless_ended(&harness, pid, || see(pid)) else { continue };
+        looked_at += 1;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
         let [uids, gids] = ["Uid:", "Gid:"].map(|name| field(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>());
         assert_eq!((uids, gids), (vec![uid.to_string(); 4], vec![uid.to_string(); 4]));
         assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".to_owned(), "2".to_owned()));
-        let namespace = |pid: &str, kind: &str| fs_err::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         // What rights it has are in a user namespace of its own, in which there is one user, and of networks it has none.
-        for kind in ["user", "mnt", "net", "ipc", "uts"] {
-            assert_ne!(namespace(&pid.to_string(), kind), namespace("self", kind), "{kind}");
+        for (kind, namespace) in NAMESPACES.into_iter().zip(namespaces) {
+            assert_ne!(namespace, fs_err::read_link(format!("/proc/self/ns/{kind}")).unwrap(), "{kind}");
         }
-        let users = fs_err::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
         assert_eq!(users.split_whitespace().collect::<Vec<_>>(), ["0", &uid.to_string(), "1"]);
-        let root = fs_err::read_dir(format!("/proc/{pid}/root")).unwrap().map(|entry| entry.unwrap().file_name());
-        let root: Vec<_> = root.filter(|name| !["etc", "proc"].map(Into::into).contains(name)).collect();
+        let root: Vec<_> = root.into_iter().filter(|name| !["etc", "proc"].map(Into::into).contains(name)).collect();
         assert!(root.is_empty(), "{root:?}");
     }
+    assert!(looked_at > 1, "all but one have ended");
     let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(dir.to_str().unwrap()), "nothing is mounted on the host");
     machine.kill().await;

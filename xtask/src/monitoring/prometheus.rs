@@ -23,13 +23,13 @@ use crate::{
 const PACKAGE: &str = "prometheus";
 
 /// From its start to its first answer.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Between two questions to one that does not answer yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long one question may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// By when the server has been asked again, which is asked each second.
 const SCRAPED_WITHIN: Duration = Duration::from_secs(15);

@@ -134,14 +134,19 @@ async fn carry(processes: &Processes, stream: TcpStream, port: u16, stop: &Cance
 mod tests {
     use std::process::Stdio;
 
-    use tokio::process::Command;
+    use tokio::{net::TcpSocket, process::Command};
 
     use super::*;
 
     #[tokio::test]
     async fn the_script_carries_a_connection_and_says_when_there_is_none() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port().to_string();
+        // Bound for as long as the test runs: a port that was given back might be another test's by now.
+        let held = TcpSocket::new_v4().unwrap();
+        held.set_reuseaddr(true).unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = held.local_addr().unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let port = address.port().to_string();
         let run = || {
             let mut bash = Command::new("bash");
             bash.args(["-c", SCRIPT, "bash", &port]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

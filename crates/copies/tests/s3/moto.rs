@@ -2,13 +2,14 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use nix::sys::{prctl, signal::Signal};
+use tokio::net::TcpSocket;
 
 /// From its start to its first answer: Python reads a few hundred modules.
 const START: Duration = Duration::from_secs(60);
@@ -16,6 +17,8 @@ const START: Duration = Duration::from_secs(60);
 pub(crate) struct Moto {
     child: Child,
     port: u16,
+    #[expect(dead_code, reason = "held, not used")]
+    held: TcpSocket,
 }
 
 impl Moto {
@@ -26,12 +29,16 @@ impl Moto {
             eprintln!("skipped: MOTO_SERVER does not name moto's server");
             return None;
         };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Bound for as long as it serves: it allows another one beside it that does not listen, and nobody is given the port.
+        let held = TcpSocket::new_v4().unwrap();
+        held.set_reuseaddr(true).unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = held.local_addr().unwrap().port();
         let mut command = Command::new(program);
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         dies_with_its_parent(&mut command);
-        let moto = Self { child: command.spawn().unwrap(), port };
+        let moto = Self { child: command.spawn().unwrap(), port, held };
         let deadline = Instant::now() + START;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "moto does not come up");

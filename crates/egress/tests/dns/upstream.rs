@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use firkin_egress::Upstream;
@@ -47,14 +48,23 @@ async fn other_resolvers_are_asked_for_the_name_alone_and_remembered() {
     let upstream = Arc::new(Upstream::new(&[address]).unwrap());
     let ways = watch::Sender::new(way(&["a.test", "b"], &upstream));
     let served = serve(ways.subscribe()).await;
-    for _ in 0..3 {
-        assert_eq!(answer(&served, "a.test.", RecordType::A).await, (ResponseCode::NoError, vec!["9.8.7.6".into()]));
+    let times = || asked.lock().unwrap().iter().filter(|name| *name == "a.test.").count();
+    // Until all three fall into the second that an answer is remembered at least.
+    loop {
+        let (before, begun) = (times(), Instant::now());
+        for _ in 0..3 {
+            assert_eq!(answer(&served, "a.test.", RecordType::A).await, (ResponseCode::NoError, vec!["9.8.7.6".into()]));
+        }
+        if begun.elapsed() < Duration::from_secs(1) {
+            assert!(times() <= before + 1, "an answer is remembered a second");
+            break;
+        }
     }
+    assert!(times() > 0);
     assert_eq!(answer(&served, "b.", RecordType::A).await.0, ResponseCode::NXDomain);
     assert_eq!(answer(&served, "evil.test.", RecordType::A).await.0, ResponseCode::NXDomain);
     let asked = asked.lock().unwrap();
     assert!(asked.iter().all(|name| name == "a.test." || name == "b."), "{asked:?}");
-    assert_eq!(asked.iter().filter(|name| *name == "a.test.").count(), 1, "an answer is remembered a second");
 }
 
 #[tokio::test]

@@ -236,7 +236,7 @@ mod tests {
         assert_ne!(whole.digest, alone.digest, "it is another program");
         fs_err::remove_dir_all(&beside).unwrap();
         let gofer = whole.path.with_file_name(SIDE_DIR).join("gofer");
-        assert_eq!(Command::new(&gofer).output().unwrap().stdout, b"kept\n", "it can be run");
+        assert_eq!(asked(&gofer, "").unwrap().stdout, b"kept\n", "it can be run");
         assert_eq!(Program::kept(&whole.digest, &pins).unwrap(), whole);
         fs_err::remove_file(&gofer).unwrap();
         assert!(Program::kept(&whole.digest, &pins).is_err(), "one without its parts is damaged");

@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     io::{Read, Write},
+    process::Command,
     time::Instant,
 };
 
 use super::*;
-use crate::sudo::link::Shell;
+use crate::{reaper::Exit, sudo::link::Shell};
 
 /// For a shell on a busy host.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -171,11 +172,14 @@ fn who_may_not_is_told_so_before_what_he_wants_is_read() {
     let Some(_link) = service(dir.path()) else { return };
     fs_err::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let socket = dir.path().join("inner/sudo");
-    let asked = std::process::Command::new("python3").args(["-c", AS_NOBODY]).arg(socket).output().unwrap();
-    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
-    assert!(
-        said.contains("nobody may not run anything as another user here"),
-        "{said}{}",
-        String::from_utf8_lossy(&asked.stderr)
-    );
+    let (mut output, told) = io::pipe().unwrap();
+    let mut command = Command::new("python3");
+    command.args(["-c", AS_NOBODY]).arg(socket).stdout(told.try_clone().unwrap()).stderr(told);
+    // By the reaper: it waits for every child of this process, whoever else waits for it.
+    let asked = Reaper::of_process().unwrap().spawn(&mut command).unwrap();
+    drop(command);
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert!(said.contains("nobody may not run anything as another user here"), "{said}");
+    assert_eq!(asked.exit.blocking_recv().unwrap(), Exit::Code(0));
 }

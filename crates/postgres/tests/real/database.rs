@@ -1,7 +1,6 @@
 //! A PostgreSQL of one test: in a directory of its own, as a user who is nobody, and gone with the test, also when that is killed.
 
 use std::{
-    net::TcpListener,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -10,6 +9,7 @@ use std::{
 };
 
 use nix::sys::{prctl, signal::Signal};
+use tokio::net::TcpSocket;
 
 /// Whom Debian calls `nobody`: PostgreSQL refuses root.
 const NOBODY: u32 = 65534;
@@ -22,7 +22,19 @@ pub(crate) struct Cluster {
     programs: PathBuf,
     dir: tempfile::TempDir,
     port: u16,
+    /// Bound, and nothing else: nobody is given the port while it is started, or started again.
+    #[expect(dead_code, reason = "held, not used")]
+    held: TcpSocket,
     child: Child,
+}
+
+/// A port that is ours. Whoever allows others beside him, as PostgreSQL does, can listen at it.
+fn held_port() -> (TcpSocket, u16) {
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
+    (held, port)
 }
 
 /// Debian's programs of the newest version that is installed.
@@ -58,9 +70,9 @@ impl Cluster {
             .arg(dir.path().join("data"))
             .status();
         assert!(made.unwrap().success(), "initdb failed");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (held, port) = held_port();
         let child = run(&programs, dir.path(), port);
-        Some(Self { programs, dir, port, child })
+        Some(Self { programs, dir, port, held, child })
     }
 
     /// An asynchronous standby of this one, as Debian's own programs make it.
@@ -84,9 +96,9 @@ impl Cluster {
             .arg(format!("--port={}", self.port))
             .status();
         assert!(copied.unwrap().success(), "pg_basebackup failed");
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (held, port) = held_port();
         let child = run(&programs, dir.path(), port);
-        Self { programs, dir, port, child }
+        Self { programs, dir, port, held, child }
     }
 
     /// Has a standby that was stopped be the database, where another one was that is gone.

@@ -320,7 +320,7 @@ async fn decide(
 mod tests {
     use std::{
         path::Path,
-        sync::atomic::{AtomicBool, Ordering},
+        sync::atomic::{AtomicBool, AtomicU32, Ordering},
     };
 
     use tokio::{
@@ -403,11 +403,15 @@ mod tests {
         }
     }
 
+    /// At an address of their own, so that nobody else is given a port of theirs once they are closed.
     async fn doors() -> Doors {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let own = 0x7f40_0000 + (std::process::id() % 0x1000) * 0x100 + MADE.fetch_add(1, Ordering::Relaxed);
+        let own = SocketAddrV4::new(own.into(), 0);
         Doors {
-            connections: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            questions: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
-            questions_tcp: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            connections: TcpListener::bind(own).await.unwrap(),
+            questions: UdpSocket::bind(own).await.unwrap(),
+            questions_tcp: TcpListener::bind(own).await.unwrap(),
         }
     }
 

@@ -112,7 +112,8 @@ fn a_guest_system_that_is_renewed_is_what_is_built_of_from_then_on() {
         let made_of = |digest: &str| {
             let manifests =
                 host.artifacts().into_iter().map(|id| host.state_dir().join("artifacts").join(id).join("manifest.json"));
-            manifests.filter(|path| fs_err::read_to_string(path).unwrap().contains(digest)).count()
+            // One that nobody needs any more is removed at any time.
+            manifests.filter(|path| fs_err::read_to_string(path).is_ok_and(|manifest| manifest.contains(digest))).count()
         };
         assert_eq!((made_of("\"renewed\""), made_of(renewed.to_str().unwrap())), (1, 1));
         let (_, built) = Box::pin(server.ensure_template(template(), &|_| {})).await.unwrap();

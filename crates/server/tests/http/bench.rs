@@ -170,9 +170,8 @@ impl Bench {
             traces,
             audit: Some(dir.path().join("audit")),
             max_body_bytes: MAX_BODY,
-            head_deadline: Duration::from_millis(500),
             upload_silence: Duration::from_secs(2),
-            event_silence: Duration::from_millis(500),
+            event_silence: Duration::from_secs(3),
             event_heartbeat: Duration::from_millis(200),
             shutdown_grace: Duration::from_millis(200),
             ..ServerConfig::default()

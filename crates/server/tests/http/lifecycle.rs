@@ -76,7 +76,7 @@ async fn pause_connect_and_resume_keep_the_sandbox() {
     bench.call("POST", &pause, r#"{"requireHealthyGuest":true}"#).await.expect(204);
     bench.call("POST", &format!("/sandboxes/{id}/resume"), "{}").await.expect(201);
     bench.call("POST", &pause, "{}").await.expect(204);
-    bench.call("POST", &format!("/sandboxes/{id}/connect"), r#"{"timeout":7}"#).await.expect(201);
+    bench.call("POST", &format!("/sandboxes/{id}/connect"), r#"{"timeout":60}"#).await.expect(201);
     let detail = bench.call("GET", &format!("/sandboxes/{id}"), "").await.expect(200);
     assert_eq!((detail.text("/state"), detail.text("/metadata/a")), ("running", "b"));
     bench.stop().await;
@@ -114,7 +114,7 @@ async fn memory_may_be_left_behind() {
     bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), "{}").await.expect(201);
     bench.call("POST", &format!("/sandboxes/{id}/pause"), "{}").await.expect(204);
     assert_eq!(mode().await.as_deref(), Some("full"));
-    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"timeout":5,"memory":false}"#).await.expect(201);
+    bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"timeout":60,"memory":false}"#).await.expect(201);
     bench.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"memory":false}"#).await.expect(200);
     let snapshot = bench.call("POST", &format!("/sandboxes/{id}/snapshots"), r#"{"name":"n","memory":false}"#).await.expect(201);
     let body = format!(r#"{{"templateID":"{}"}}"#, snapshot.text("/snapshotID"));
@@ -132,13 +132,13 @@ async fn deadlines_move_as_each_route_promises() {
         end.duration_since(Timestamp::now()).as_secs()
     };
     bench.call("POST", &format!("/sandboxes/{id}/timeout"), r#"{"timeout":50}"#).await.expect(204);
-    assert!((45..=50).contains(&left().await), "set moves inwards");
+    assert!((30..=50).contains(&left().await), "set moves inwards");
     bench.call("POST", &format!("/sandboxes/{id}/refreshes"), r#"{"duration":10}"#).await.expect(204);
-    assert!((45..=50).contains(&left().await), "a refresh does not");
+    assert!((30..=50).contains(&left().await), "a refresh does not");
     bench.call("POST", &format!("/sandboxes/{id}/refreshes"), r#"{"duration":200}"#).await.expect(204);
-    assert!((195..=200).contains(&left().await), "a refresh moves outwards");
+    assert!((180..=200).contains(&left().await), "a refresh moves outwards");
     bench.call("POST", &format!("/sandboxes/{id}/connect"), r#"{"timeout":20}"#).await.expect(200);
-    assert!((195..=200).contains(&left().await), "a connect never shortens");
+    assert!((180..=200).contains(&left().await), "a connect never shortens");
     bench.stop().await;
 }
 

@@ -32,6 +32,7 @@ use firkin_runtime::{
 use firkin_vm_tests::{
     agent_guest::shell,
     engine_gvisor::{DISK_BYTES, GvisorHarness},
+    users::LIFE_ON_GVISOR,
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -304,10 +305,10 @@ where
     })
 }
 
-/// The first of 65,536 users for one host of one process, beyond those that others on this machine have.
+/// The first of 65,536 users for one host of one process.
 fn own_uids() -> u32 {
     static HOSTS: AtomicU32 = AtomicU32::new(0);
-    0x7900_0000 + (std::process::id() % 64) * 0x10_0000 + HOSTS.fetch_add(1, Ordering::Relaxed) % 16 * 0x1_0000
+    LIFE_ON_GVISOR + (std::process::id() % 64) * 0x10_0000 + HOSTS.fetch_add(1, Ordering::Relaxed) % 16 * 0x1_0000
 }
 
 /// Names in a directory, sorted.

@@ -32,7 +32,7 @@ fn a_slot_denies_what_the_host_denies_when_the_hosts_rules_are_gone() {
         world.host.run(|| nftables::commit(vec![nftables::flush_ruleset()]).unwrap());
         assert_eq!(world.tables(), Vec::<String>::new());
         for (what, address, port) in [("a server", SERVER, 80), ("a resolver", RESOLVER, 53), ("an opened network", OPENED, 80)] {
-            assert!(guest.inside.ask((address, port)).is_ok(), "{what} does not answer");
+            assert!(guest.inside.hear((address, port)).is_ok(), "{what} does not answer");
         }
         assert_nothing_denied_answers(&guest, claim, [slot.index(), other.index()]);
         // Someone who broke out of the machine, and has the rights of its process, gets no further.
@@ -51,7 +51,7 @@ fn an_adopted_slot_follows_the_networks_that_its_new_server_opens() {
         let slot = pool.acquire(Egress::Allowed).await.unwrap();
         let guest = Guest::start(&slot);
         let (index, pid) = (slot.index(), machine_in(&slot));
-        assert!(guest.inside.ask((OPENED, 80)).is_ok() && guest.inside.ask((PRIVATE, 80)).is_err());
+        assert!(guest.inside.hear((OPENED, 80)).is_ok() && guest.inside.ask((PRIVATE, 80)).is_err());
         slot.release();
         drop(pool);
 
@@ -68,7 +68,7 @@ fn an_adopted_slot_follows_the_networks_that_its_new_server_opens() {
             pool.close().await.unwrap();
         };
         let slot = again.adopt(pid, index).await.unwrap();
-        assert!(guest.inside.ask((PRIVATE, 80)).is_ok(), "a network that was opened is not reached");
+        assert!(guest.inside.hear((PRIVATE, 80)).is_ok(), "a network that was opened is not reached");
         assert!(guest.inside.ask((OPENED, 80)).is_err(), "a network that was closed is reached");
         kill(pid);
         drop((guest, slot));

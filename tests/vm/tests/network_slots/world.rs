@@ -4,6 +4,7 @@
 //! its threads. Needs root and `ip`.
 
 use std::{
+    cell::Cell,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -21,6 +22,7 @@ use firkin_engine::{Attachment, AttachmentKind};
 use firkin_network::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, NetworkConfig, NetworkSlot, open_tap,
 };
+use firkin_vm_tests::users::NETWORK_SLOTS;
 use nix::{
     poll::{PollFd, PollFlags, poll},
     sched::{CloneFlags, setns, unshare},
@@ -40,6 +42,8 @@ pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 53, 0, 53);
 pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Long enough for anything here that succeeds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Worlds of one process.
+const TESTS_MAX: u32 = 64;
 /// How long something that must not arrive is waited for.
 pub(crate) const SILENCE: Duration = Duration::from_millis(400);
 
@@ -102,23 +106,32 @@ impl Namespace {
         });
     }
 
-    /// Answers every datagram to `port` with the address it came from.
+    /// Answers every datagram to `port` with the address it came from, and what stood after its first byte.
     pub(crate) fn serve_udp(&self, address: Ipv4Addr, port: u16) {
         let socket = self.run(move || UdpSocket::bind((address, port)).unwrap());
         std::thread::spawn(move || {
             let mut buffer = [0; 64];
-            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                let more = buffer.get(1..length).unwrap_or_default();
                 // A peer that cannot be answered is what some tests are about.
-                drop(socket.send_to(peer.ip().to_string().as_bytes(), peer));
+                drop(socket.send_to(&[peer.ip().to_string().as_bytes(), more].concat(), peer));
             }
         });
     }
 
-    /// What a server at `to` says about the caller, or why it says nothing.
+    /// What a server at `to` says about the caller, or why it says nothing. Whoever is not to answer is not waited for long.
     pub(crate) fn ask(&self, to: impl Into<SocketAddr>) -> io::Result<String> {
-        let to = to.into();
+        self.ask_within(SILENCE, to.into())
+    }
+
+    /// The same of a server that is to answer: what is lost on the way is sent again, and a refusal comes as soon.
+    pub(crate) fn hear(&self, to: impl Into<SocketAddr>) -> io::Result<String> {
+        self.ask_within(PATIENCE, to.into())
+    }
+
+    fn ask_within(&self, deadline: Duration, to: SocketAddr) -> io::Result<String> {
         self.run(move || {
-            let mut stream = TcpStream::connect_timeout(&to, SILENCE)?;
+            let mut stream = TcpStream::connect_timeout(&to, deadline)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
@@ -126,17 +139,78 @@ impl Namespace {
         })
     }
 
-    /// The same by UDP, from the source address `from`.
+    /// What [`Self::ask`] asks, by UDP, from the source address `from`.
     pub(crate) fn ask_udp(&self, from: Ipv4Addr, to: impl Into<SocketAddr>) -> io::Result<String> {
-        let to = to.into();
+        self.ask_udp_within(SILENCE, from, to.into())
+    }
+
+    /// What [`Self::hear`] hears, by UDP: asks again, each time for longer, until it is answered.
+    pub(crate) fn hear_udp(&self, from: Ipv4Addr, to: impl Into<SocketAddr>) -> io::Result<String> {
+        let (to, mut deadline) = (to.into(), SILENCE);
+        loop {
+            let answer = self.ask_udp_within(deadline, from, to);
+            if answer.is_ok() || deadline > PATIENCE {
+                return answer;
+            }
+            deadline *= 2;
+        }
+    }
+
+    fn ask_udp_within(&self, deadline: Duration, from: Ipv4Addr, to: SocketAddr) -> io::Result<String> {
         self.run(move || {
             let socket = UdpSocket::bind((from, 0))?;
-            socket.set_read_timeout(Some(SILENCE))?;
+            socket.set_read_timeout(Some(deadline))?;
             socket.send_to(b"?", to)?;
             let mut buffer = [0; 64];
             let length = socket.recv(&mut buffer)?;
             Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
         })
+    }
+}
+
+/// Datagrams of one guest to one server and back. Each question has a number, so that no late answer is taken for that to a later one.
+pub(crate) struct Flow {
+    socket: UdpSocket,
+    asked: Cell<u8>,
+}
+
+impl Flow {
+    pub(crate) fn open(guest: &Guest, to: impl Into<SocketAddr>) -> Self {
+        let to = to.into();
+        let socket = guest.inside.run(move || {
+            let socket = UdpSocket::bind((GUEST_ADDRESS, 0)).unwrap();
+            socket.set_read_timeout(Some(SILENCE)).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        });
+        Self { socket, asked: Cell::new(0) }
+    }
+
+    /// Asks once, and tells whether an answer comes to what was asked since `first`.
+    fn is_answered_since(&self, first: u8) -> bool {
+        self.asked.set(self.asked.get() + 1);
+        let mut buffer = [0; 64];
+        // What was refused before is told by the next call, whichever it is.
+        if self.socket.send(&[b'?', self.asked.get()]).is_err() {
+            return false;
+        }
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            if buffer[..length].last().is_some_and(|number| *number >= first) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether a question is answered that is not to be.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.is_answered_since(self.asked.get() + 1)
+    }
+
+    /// Asks until it is answered.
+    pub(crate) async fn must_go_on(&self) {
+        let first = self.asked.get() + 1;
+        eventually("a question is answered", || self.is_answered_since(first)).await;
     }
 }
 
@@ -162,7 +236,7 @@ pub(crate) struct World {
     pub(crate) attachment: AttachmentKind,
 }
 
-/// Set for the process of a test that runs alone.
+/// Set for the process of a test that runs alone, to the user ids that it has.
 const ALONE: &str = "FIRKIN_NETWORK_TEST_ALONE";
 
 /// [`in_world`] in a process of its own, for the test `name`: it counts descriptors, of which others have some too.
@@ -171,7 +245,7 @@ pub(crate) fn alone_in_world<F: Future<Output = ()>>(name: &str, test: impl FnOn
         return in_world(test);
     }
     let itself = std::env::current_exe().unwrap();
-    let output = Command::new(itself).args(["--exact", name]).env(ALONE, "1").output().unwrap();
+    let output = Command::new(itself).args(["--exact", name]).env(ALONE, own_uids().to_string()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -216,10 +290,15 @@ pub(crate) fn in_world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + S
     }
 }
 
-/// The first of 65,536 user ids for one test of one process.
+/// The first of 65,536 user ids for one test of one process, or of the process that a test has for itself.
 fn own_uids() -> u32 {
     static TESTS: AtomicU32 = AtomicU32::new(0);
-    0x7100_0000 + (std::process::id() % 128) * 0x10_0000 + TESTS.fetch_add(1, Ordering::Relaxed) % 16 * 0x1_0000
+    if let Ok(ours) = std::env::var(ALONE) {
+        return ours.parse().unwrap();
+    }
+    let test = TESTS.fetch_add(1, Ordering::Relaxed);
+    assert!(test < TESTS_MAX, "TESTS_MAX has not grown with the tests");
+    NETWORK_SLOTS + (std::process::id() % 32 * TESTS_MAX + test) * 0x1_0000
 }
 
 impl World {
@@ -248,6 +327,15 @@ impl World {
 
     pub(crate) fn tables(&self) -> Vec<String> {
         self.host.run(|| firkin_network::host_tables().unwrap())
+    }
+
+    /// Whether the host's rules are watched by a server of this process.
+    pub(crate) fn is_guarded(&self) -> bool {
+        let mut tasks = fs_err::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+        let is_guard = |task: &Path| fs_err::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "firkin-guard");
+        let host = self.host.identity();
+        let is_ours = |task: &Path| fs_err::read_link(task.join("ns/net")).is_ok_and(|net| net.as_os_str() == host.as_str());
+        tasks.any(|task| is_guard(&task) && is_ours(&task))
     }
 
     pub(crate) fn forwards(&self) -> bool {
