@@ -302,9 +302,10 @@ pub(crate) async fn unless_left(app: &App, id: Option<SandboxId>, response: Resp
     }
 }
 
-/// The sandbox that a request of the control plane is about. Pages are of whoever signed in here, and stay here.
+/// The sandbox at whose home a request of the control plane is answered. Pages are of whoever signed in here, and stay here; what happened to a sandbox
+/// is wherever it was, and all are asked.
 fn of_control(path: &str) -> Option<SandboxId> {
-    if path.starts_with("/ui/") {
+    if path.starts_with("/ui/") || path.starts_with("/events/") {
         return None;
     }
     sandbox_of(path).and_then(|text| sandbox_id(text).ok())
@@ -342,10 +343,11 @@ mod tests {
         }
         let id = SandboxId::generate();
         let found = |path: String| of_control(&path).filter(SandboxId::is_generated);
-        for path in [format!("/sandboxes/{id}"), format!("/v2/sandboxes/{id}/logs"), format!("/events/sandboxes/{id}")] {
+        for path in [format!("/sandboxes/{id}"), format!("/v2/sandboxes/{id}/logs")] {
             assert_eq!(found(path), Some(id.clone()));
         }
-        for path in ["/sandboxes/metrics".to_owned(), "/sandboxes".to_owned(), format!("/ui/sandboxes/{id}")] {
+        let everywhere = ["/sandboxes/metrics".to_owned(), "/sandboxes".to_owned(), format!("/events/sandboxes/{id}")];
+        for path in everywhere.into_iter().chain([format!("/ui/sandboxes/{id}")]) {
             assert_eq!(found(path), None);
         }
     }

@@ -19,6 +19,7 @@ mod failures;
 #[expect(dead_code, reason = "nodes of other engines are the drain's, which the program does")]
 mod joint;
 mod lists;
+mod lives;
 mod pages;
 mod placement;
 mod room;
