@@ -62,7 +62,7 @@ use crate::{
         state_dir::{OpenError, whole_state_dir},
     },
     telemetry::{
-        activity::ActivityPoint,
+        activity::ActivityMinute,
         changes::{Refused, TemplateEvent, What},
         history::Event,
         metrics::{Live, Metrics},
@@ -585,9 +585,9 @@ impl Runtime {
         sampler::sample_all(Arc::clone(&self.owners), stop).await;
     }
 
-    /// How many sandboxes of a team ran at once and how often one started, oldest first, for a week at most and since this server began.
-    /// For the host itself, of the first team.
-    pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
+    /// How many sandboxes of a team ran at once and how often one started, by the minute, oldest first, for a week at most and since this server
+    /// began. For the host itself, of the first team.
+    pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityMinute> {
         self.shared.activity.between(&self.scope.owner(), start, end)
     }
 

@@ -26,3 +26,4 @@ mod room;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;
 mod store;
+mod teams;

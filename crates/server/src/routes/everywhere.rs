@@ -56,17 +56,15 @@ impl Elsewhere {
     /// What the other nodes answer.
     pub(crate) async fn ask<T: DeserializeOwned>(&self) -> Gathered<T> {
         match self {
-            Self::Others(Asking { nodes, identity, address }) => gather(nodes, identity, address.as_str()).await,
+            Self::Others(Asking { address, .. }) => self.ask_for(address.as_str()).await,
             Self::Alone | Self::Peer => Gathered::none(),
         }
     }
 
-    /// What the other nodes answer to another query at the same path.
-    pub(crate) async fn ask_with<T: DeserializeOwned>(&self, query: &str) -> Gathered<T> {
+    /// What the other nodes answer to another question: a path with its query.
+    pub(crate) async fn ask_for<T: DeserializeOwned>(&self, question: &str) -> Gathered<T> {
         match self {
-            Self::Others(Asking { nodes, identity, address }) => {
-                gather(nodes, identity, &format!("{}?{query}", address.path())).await
-            }
+            Self::Others(Asking { nodes, identity, .. }) => gather(nodes, identity, question).await,
             Self::Alone | Self::Peer => Gathered::none(),
         }
     }

@@ -24,18 +24,22 @@ type Told = (HeaderMap, Reply<Vec<LifecycleEvent>>);
 
 /// `GET /events/sandboxes`.
 pub(super) async fn of_all(caller: Caller, elsewhere: Elsewhere, query: Query) -> Result<Told, ApiError> {
-    page(&elsewhere, &query, || caller.runtime.lifecycle(None)).await
+    page(&elsewhere, ("/events/sandboxes", &query), || caller.runtime.lifecycle(None)).await
 }
 
 /// `GET /events/sandboxes/{id}`, also of one that is gone.
 pub(super) async fn of_one(caller: Caller, elsewhere: Elsewhere, Sandbox(id): Sandbox, query: Query) -> Result<Told, ApiError> {
-    page(&elsewhere, &query, || caller.runtime.lifecycle(Some(&id))).await
+    page(&elsewhere, (&format!("/events/sandboxes/{id}"), &query), || caller.runtime.lifecycle(Some(&id))).await
 }
 
-async fn page(elsewhere: &Elsewhere, query: &Query, own: impl FnOnce() -> Vec<LifecycleEvent>) -> Result<Told, ApiError> {
+async fn page(
+    elsewhere: &Elsewhere,
+    (path, query): (&str, &Query),
+    own: impl FnOnce() -> Vec<LifecycleEvent>,
+) -> Result<Told, ApiError> {
     // A node is asked for as much as a page needs of it, and has no more than this of a team.
     let page = Page::parse(query, if elsewhere.is_peer() { MAX_LIVES } else { MAX_LIMIT })?;
-    let others = elsewhere.ask_with::<Vec<LifecycleEvent>>(&page.of_a_node()).await;
+    let others = elsewhere.ask_for::<Vec<LifecycleEvent>>(&format!("{path}?{}", page.of_a_node())).await;
     let mut headers = HeaderMap::new();
     others.tell(&mut headers);
     let mut own = own();
