@@ -14,7 +14,7 @@ use firkin_runtime::{
     sandbox::{SandboxId, SandboxState},
 };
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use crate::{
     App, auth,
@@ -22,7 +22,7 @@ use crate::{
     nodes::{self, Asked, AtOnce, FromPeer, Identity, Misdirected, NodeId, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
-    target::{InvalidTarget, Target, Way, sandbox_id},
+    target::{InvalidTarget, SANDBOX_ID, SANDBOX_PORT, Target, Way, sandbox_id},
 };
 
 pub(crate) mod departing;
@@ -31,6 +31,7 @@ pub(crate) mod gather;
 pub(crate) mod hear_out;
 pub(crate) mod overflow;
 mod placing;
+pub(crate) mod signer;
 
 use forward::Passed;
 use placing::{Create, is_create};
@@ -221,6 +222,20 @@ pub(crate) async fn home(app: &App, sought: Option<Sought>) -> Home {
 /// Whether a node does not hold its lease, as far as is known; one that an operator has called off is none any more.
 fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
     !nodes.others().iter().any(|other| other.id == *node && other.alive)
+}
+
+/// Passes a request without a target on to a port of a sandbox that another node has, by the sandbox's name.
+pub(crate) async fn lead_to(
+    app: &App,
+    (nodes, node, Target { id, port }): (&Arc<dyn Nodes>, NodeId, Target),
+    mut request: Request,
+) -> Response {
+    let encrypted = request.extensions().get() == Some(&Encrypted(true));
+    let name = HeaderValue::from_str(id.as_str()).expect("an id is of letters and digits");
+    request.headers_mut().insert(SANDBOX_ID.clone(), name);
+    request.headers_mut().insert(SANDBOX_PORT.clone(), HeaderValue::from(port));
+    let passed = Passed { id: Some(id), node, identity: None, encrypted };
+    forward::forward(app, nodes, passed, request).await.unwrap_or_else(|error| error.into_response())
 }
 
 /// Who answers for a paused sandbox that is to run, and for which there is no room here: where it was sent, by this request or by another one.

@@ -23,6 +23,7 @@ mod lives;
 mod pages;
 mod placement;
 mod room;
+mod signed;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;
 mod store;

@@ -119,6 +119,7 @@ fn of_the_host() -> Router<Arc<App>> {
         .route("/admin/import", post(moving::import))
         .route("/admin/sandboxes/{id}/move", post(relocating::move_away))
         .route("/admin/take", post(relocating::take))
+        .route("/admin/signer", get(relocating::signer))
         .route("/admin/copies", post(copies::keep))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
