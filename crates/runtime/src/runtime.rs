@@ -33,7 +33,7 @@ use crate::{
     restore::{RestoreGates, warm::PoolStatus},
     sandbox::{
         self, CreateError,
-        lineage::{self, LineageNode},
+        lineage::{self, Descent, LineageNode},
         owner::{
             Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
             ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
@@ -486,8 +486,18 @@ impl Runtime {
 
     /// Everything on record of this scope, as a forest: each template, snapshot and sandbox below what it came from.
     pub async fn lineage(&self) -> Result<Vec<LineageNode>, StoreError> {
-        let (store, scope) = (&self.shared.store, &self.scope);
-        Ok(lineage::of(&store.templates(scope.clone()).await?, &store.sandboxes(scope.clone()).await?))
+        self.lineage_with(Vec::new()).await
+    }
+
+    /// The same with sandboxes of other nodes, as those tell of them.
+    pub async fn lineage_with(&self, others: Vec<Descent>) -> Result<Vec<LineageNode>, StoreError> {
+        let sandboxes: Vec<_> = self.descents().await?.into_iter().chain(others).collect();
+        Ok(lineage::of(&self.shared.store.templates(self.scope.clone()).await?, &sandboxes))
+    }
+
+    /// Where each sandbox of this scope came from.
+    pub async fn descents(&self) -> Result<Vec<Descent>, StoreError> {
+        Ok(self.shared.store.sandboxes(self.scope.clone()).await?.iter().map(Descent::from).collect())
     }
 
     /// Every snapshot, newest first.
