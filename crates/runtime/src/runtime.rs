@@ -33,7 +33,7 @@ use crate::{
     restore::{RestoreGates, warm::PoolStatus},
     sandbox::{
         self, CreateError,
-        lineage::{self, LineageNode},
+        lineage::{self, Descent, LineageNode},
         owner::{
             Access, Command, Connected, Continuation, DeadlineError, Handle, KillError, NetworkError, OnExit, Owners, Reach,
             ResumeError, RollbackError, SnapshotError, View, check_length, check_timeout, gone,
@@ -62,7 +62,7 @@ use crate::{
         state_dir::{OpenError, whole_state_dir},
     },
     telemetry::{
-        activity::ActivityPoint,
+        activity::ActivityMinute,
         changes::{Refused, TemplateEvent, What},
         history::Event,
         metrics::{Live, Metrics},
@@ -486,8 +486,18 @@ impl Runtime {
 
     /// Everything on record of this scope, as a forest: each template, snapshot and sandbox below what it came from.
     pub async fn lineage(&self) -> Result<Vec<LineageNode>, StoreError> {
-        let (store, scope) = (&self.shared.store, &self.scope);
-        Ok(lineage::of(&store.templates(scope.clone()).await?, &store.sandboxes(scope.clone()).await?))
+        self.lineage_with(Vec::new()).await
+    }
+
+    /// The same with sandboxes of other nodes, as those tell of them.
+    pub async fn lineage_with(&self, others: Vec<Descent>) -> Result<Vec<LineageNode>, StoreError> {
+        let sandboxes: Vec<_> = self.descents().await?.into_iter().chain(others).collect();
+        Ok(lineage::of(&self.shared.store.templates(self.scope.clone()).await?, &sandboxes))
+    }
+
+    /// Where each sandbox of this scope came from.
+    pub async fn descents(&self) -> Result<Vec<Descent>, StoreError> {
+        Ok(self.shared.store.sandboxes(self.scope.clone()).await?.iter().map(Descent::from).collect())
     }
 
     /// Every snapshot, newest first.
@@ -585,9 +595,9 @@ impl Runtime {
         sampler::sample_all(Arc::clone(&self.owners), stop).await;
     }
 
-    /// How many sandboxes of a team ran at once and how often one started, oldest first, for a week at most and since this server began.
-    /// For the host itself, of the first team.
-    pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityPoint> {
+    /// How many sandboxes of a team ran at once and how often one started, by the minute, oldest first, for a week at most and since this server
+    /// began. For the host itself, of the first team.
+    pub fn activity(&self, start: Timestamp, end: Timestamp) -> Vec<ActivityMinute> {
         self.shared.activity.between(&self.scope.owner(), start, end)
     }
 

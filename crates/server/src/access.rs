@@ -141,6 +141,7 @@ pub(crate) const TABLE: &[(&str, &str, Needs)] = &[
     ("POST", "/admin/sandboxes/{id}/move", Host),
     // It asks that a node asks.
     ("POST", "/admin/take", Admin),
+    ("GET", "/admin/signer", Admin),
     ("POST", "/admin/copies", Admin),
     ("GET", "/", Nothing),
     ("GET", "/ui", Nothing),

@@ -20,6 +20,9 @@ use crate::{
     ui::{notebooks::Notebooks, session::Sessions, terminal::MAX_TERMINALS},
 };
 
+/// Signed URLs whose signers are looked for on other nodes at once: each is a request to each of them, by whoever wants one.
+const MAX_SEARCHES: usize = 256;
+
 /// State that all routes share.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -31,6 +34,8 @@ pub(crate) struct App {
     pub(crate) idempotency: Keys,
     pub(crate) latency: Latency,
     pub(crate) misses: Misses,
+    /// Places for looking on other nodes for who signed a URL.
+    pub(crate) searches: Semaphore,
     pub(crate) requests: Requests,
     /// Cells that ran in pages.
     pub(crate) notebooks: Notebooks,
@@ -64,6 +69,7 @@ impl App {
             idempotency: Keys::default(),
             latency,
             misses: Misses::default(),
+            searches: Semaphore::new(MAX_SEARCHES),
             requests: Requests::default(),
             notebooks: Notebooks::default(),
             streams: Streams::default(),

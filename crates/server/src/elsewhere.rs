@@ -14,7 +14,7 @@ use firkin_runtime::{
     sandbox::{SandboxId, SandboxState},
 };
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use crate::{
     App, auth,
@@ -22,7 +22,7 @@ use crate::{
     nodes::{self, Asked, AtOnce, FromPeer, Identity, Misdirected, NodeId, Nodes, Whereabouts},
     requests::sandbox_of,
     serve::Encrypted,
-    target::{InvalidTarget, Target, Way, sandbox_id},
+    target::{InvalidTarget, SANDBOX_ID, SANDBOX_PORT, Target, Way, sandbox_id},
 };
 
 pub(crate) mod departing;
@@ -31,6 +31,7 @@ pub(crate) mod gather;
 pub(crate) mod hear_out;
 pub(crate) mod overflow;
 mod placing;
+pub(crate) mod signer;
 
 use forward::Passed;
 use placing::{Create, is_create};
@@ -223,6 +224,20 @@ fn is_away(nodes: &dyn Nodes, node: &NodeId) -> bool {
     !nodes.others().iter().any(|other| other.id == *node && other.alive)
 }
 
+/// Passes a request without a target on to a port of a sandbox that another node has, by the sandbox's name.
+pub(crate) async fn lead_to(
+    app: &App,
+    (nodes, node, Target { id, port }): (&Arc<dyn Nodes>, NodeId, Target),
+    mut request: Request,
+) -> Response {
+    let encrypted = request.extensions().get() == Some(&Encrypted(true));
+    let name = HeaderValue::from_str(id.as_str()).expect("an id is of letters and digits");
+    request.headers_mut().insert(SANDBOX_ID.clone(), name);
+    request.headers_mut().insert(SANDBOX_PORT.clone(), HeaderValue::from(port));
+    let passed = Passed { id: Some(id), node, identity: None, encrypted };
+    forward::forward(app, nodes, passed, request).await.unwrap_or_else(|error| error.into_response())
+}
+
 /// Who answers for a paused sandbox that is to run, and for which there is no room here: where it was sent, by this request or by another one.
 async fn sent_away(
     app: &App,
@@ -302,9 +317,10 @@ pub(crate) async fn unless_left(app: &App, id: Option<SandboxId>, response: Resp
     }
 }
 
-/// The sandbox that a request of the control plane is about. Pages are of whoever signed in here, and stay here.
+/// The sandbox at whose home a request of the control plane is answered. Pages are of whoever signed in here, and stay here; what happened to a sandbox
+/// is wherever it was, and all are asked.
 fn of_control(path: &str) -> Option<SandboxId> {
-    if path.starts_with("/ui/") {
+    if path.starts_with("/ui/") || path.starts_with("/events/") {
         return None;
     }
     sandbox_of(path).and_then(|text| sandbox_id(text).ok())
@@ -342,10 +358,11 @@ mod tests {
         }
         let id = SandboxId::generate();
         let found = |path: String| of_control(&path).filter(SandboxId::is_generated);
-        for path in [format!("/sandboxes/{id}"), format!("/v2/sandboxes/{id}/logs"), format!("/events/sandboxes/{id}")] {
+        for path in [format!("/sandboxes/{id}"), format!("/v2/sandboxes/{id}/logs")] {
             assert_eq!(found(path), Some(id.clone()));
         }
-        for path in ["/sandboxes/metrics".to_owned(), "/sandboxes".to_owned(), format!("/ui/sandboxes/{id}")] {
+        let everywhere = ["/sandboxes/metrics".to_owned(), "/sandboxes".to_owned(), format!("/events/sandboxes/{id}")];
+        for path in everywhere.into_iter().chain([format!("/ui/sandboxes/{id}")]) {
             assert_eq!(found(path), None);
         }
     }

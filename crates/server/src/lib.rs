@@ -70,7 +70,7 @@ pub use tls::{Listener, TlsError, TlsIdentity};
 
 use app::App;
 use doors::Place;
-use elsewhere::{Home, overflow};
+use elsewhere::{Home, overflow, signer::Signer};
 use error::{ApiError, ProxyError};
 use hosts::{Named, OtherHosts as Others};
 use latency::FirstAnswer;
@@ -288,17 +288,34 @@ async fn answer_at_home(app: &App, way: Option<Result<(Target, Way), InvalidTarg
     elsewhere::unless_left(app, here, response).await
 }
 
+/// Whose token signed a URL that a request without a target may be.
+fn signer(app: &App, request: &Request) -> impl Future<Output = Result<Signer, ApiError>> {
+    // What is asked of others does not hold on to the request.
+    let sought = elsewhere::signer::sought(app, request);
+    async move {
+        match sought? {
+            Some(sought) => sought.signer(app).await,
+            None => Ok(Signer::Nobody),
+        }
+    }
+}
+
 async fn answer(app: &App, way: Option<Result<(Target, Way), InvalidTarget>>, request: Request, next: Next) -> Response {
     match way {
-        None => match proxy::signed::target(app, &request) {
-            Ok(Some(target)) => {
+        None => match signer(app, &request).await {
+            Ok(Signer::Here(target)) => {
                 let (id, before) = (target.id.clone(), app.host().epoch(&target.id));
                 let response = forward(app, target, request).await;
                 let mut response = elsewhere::date(app, Some(&id), before, response);
                 origin::confine(response.headers_mut());
                 response
             }
-            Ok(None) => {
+            Ok(Signer::There(nodes, node, target)) => {
+                let mut response = elsewhere::lead_to(app, (&nodes, node, target), request).await;
+                origin::confine(response.headers_mut());
+                response
+            }
+            Ok(Signer::Nobody) => {
                 let received = Instant::now();
                 let mut request = request;
                 let traces = app.config.traces.as_ref();

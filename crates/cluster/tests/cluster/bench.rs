@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -33,12 +34,12 @@ use firkin_runtime::{
 };
 use firkin_server::{
     Listener, ServeError, ServerConfig,
-    nodes::{Listed, NodeId},
+    nodes::{Listed, NodeId, Nodes as _},
     serve,
 };
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -46,7 +47,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Every wait of these tests ends by then.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -238,6 +239,21 @@ async fn runtime(dir: &std::path::Path) -> Runtime {
     runtime
 }
 
+/// A node that serves, as it is on record.
+fn member(id: &NodeId, name: &str, address: SocketAddr) -> Member {
+    Member {
+        id: id.clone(),
+        name: name.to_owned(),
+        address: address.to_string(),
+        term: 1,
+        alive: true,
+        cordoned: false,
+        engines: Vec::new(),
+        free_memory_mib: None,
+        holds: None,
+    }
+}
+
 impl Bench {
     /// Nodes of these names, all of one secret.
     pub(crate) async fn start(names: &[&str]) -> Self {
@@ -258,18 +274,7 @@ impl Bench {
         let (listener, peers) =
             (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let (address, peer_port) = (listener.local_addr().unwrap(), peers.local_addr().unwrap());
-        let member = Member {
-            id: id.clone(),
-            name: name.to_owned(),
-            address: peer_port.to_string(),
-            term: 1,
-            alive: true,
-            cordoned: false,
-            engines: Vec::new(),
-            free_memory_mib: None,
-            holds: None,
-        };
-        self.map.nodes.lock().unwrap().push(member);
+        self.map.nodes.lock().unwrap().push(member(&id, name, peer_port));
         let members = Arc::clone(&self.map) as Arc<dyn Members>;
         let cluster = ClusterConfig { node: id.clone(), name: name.to_owned(), term: 1, secret, members };
         let config = ServerConfig {
@@ -284,6 +289,30 @@ impl Bench {
         let server = tokio::spawn(serve(listeners, runtime.clone(), config, shutdown.clone()));
         let map = Arc::clone(&self.map);
         self.nodes.push(Node { id, address, peers: peer_port, runtime, key, shutdown, server, map });
+    }
+
+    /// One more on record, of another version: whatever it is asked, it answers this. It is there until what is returned is dropped.
+    pub(crate) async fn add_of_another_version(&self, name: &str, status: u16, body: &'static str) -> DropGuard {
+        let id: NodeId = name.repeat(20)[..20].parse().unwrap();
+        let peers = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = peers.local_addr().unwrap();
+        let members = Arc::clone(&self.map) as Arc<dyn Members>;
+        let config = ClusterConfig { node: id.clone(), name: name.to_owned(), term: 1, secret: self.secret(), members };
+        let greeter = Cluster::join(config).unwrap().greeter();
+        self.map.nodes.lock().unwrap().push(member(&id, name, address));
+        let end = CancellationToken::new();
+        let serving = async move {
+            while let Ok((stream, _)) = peers.accept().await {
+                let stream = greeter.accept(stream).await.unwrap();
+                let answer = move |_: Request<Incoming>| async move {
+                    Ok::<_, Infallible>(Response::builder().status(status).body(body.to_owned()).unwrap())
+                };
+                let http = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(http.serve_connection(TokioIo::new(stream), service_fn(answer)));
+            }
+        };
+        tokio::spawn(end.clone().run_until_cancelled_owned(serving));
+        end.drop_guard()
     }
 
     /// The secret of all nodes.

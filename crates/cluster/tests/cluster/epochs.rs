@@ -2,22 +2,15 @@
 
 use std::sync::Arc;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use firkin_cluster::{Cluster, ClusterConfig, Members};
 use firkin_server::nodes::{Nodes as _, as_operator};
 use http_body_util::BodyExt as _;
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     bench::{Bench, DEADLINE},
     failures::{SPOOFED, port},
+    signed::link,
 };
-
-/// A link to a file, as clients make them of a sandbox's token.
-fn signed_link(token: &str) -> String {
-    let digest = Sha256::digest(format!("/x:read::{token}"));
-    format!("/files?path=/x&signature=v1_{}", STANDARD_NO_PAD.encode(digest).replace('+', "%2B"))
-}
 
 #[tokio::test]
 async fn every_answer_says_which_life_of_the_sandbox_gave_it_through_any_node() {
@@ -29,7 +22,7 @@ async fn every_answer_says_which_life_of_the_sandbox_gave_it_through_any_node() 
     let first = a.runtime.epoch(&id.parse().unwrap()).unwrap();
     assert_eq!(made.header("x-firkin-epoch"), first.to_string());
     bench.map.home(&id, &a.id, first);
-    let signed = signed_link(made.text("/envdAccessToken"));
+    let signed = link(made.text("/envdAccessToken"), "read");
     let mut last = 0;
     for turn in 0..3 {
         let epoch = a.runtime.epoch(&id.parse().unwrap()).unwrap();
@@ -43,8 +36,10 @@ async fn every_answer_says_which_life_of_the_sandbox_gave_it_through_any_node() 
             }
         }
         // It names no sandbox, and whatever the guest says, the answer is of one.
-        let linked = a.answer(a.request("GET", &signed, "")).await;
-        assert_eq!(linked.header("x-firkin-epoch"), epoch.to_string(), "{}", linked.body);
+        for node in [a, b] {
+            let linked = node.answer(node.request("GET", &signed, "")).await;
+            assert_eq!(linked.header("x-firkin-epoch"), epoch.to_string(), "{}", linked.body);
+        }
         let paused = b.call("POST", &format!("/sandboxes/{id}/pause"), "").await.expect(204);
         assert_eq!(paused.header("x-firkin-epoch"), epoch.to_string());
         let resumed = b.call("POST", &format!("/v2/sandboxes/{id}/connect"), r#"{"timeout":60}"#).await.expect(201);

@@ -125,6 +125,27 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(DEADLINE, waits).await.unwrap_or_else(|_| panic!("it never comes that {what}"));
 }
 
+/// Makes sandboxes on a node until there is no room for more.
+pub(crate) async fn fill(node: &Node) -> Vec<String> {
+    let mut made = Vec::new();
+    while node.runtime.capacity().usage.active.held.cpus < bench::CPUS {
+        made.push(node.create().await);
+    }
+    made
+}
+
+/// Returns once each of these has heard that all serve, and what room they have.
+pub(crate) async fn hear(nodes: &[&Node]) {
+    for node in nodes {
+        until("all nodes say what room they have", async || {
+            node.records.hear().await.unwrap();
+            firkin_cluster::Members::nodes(&*node.records).iter().filter(|member| member.free_memory_mib.is_some()).count()
+                == nodes.len()
+        })
+        .await;
+    }
+}
+
 impl Joint {
     /// A cluster with a first node, which has the template `base`. None where there is no PostgreSQL; the test says so.
     pub(crate) async fn found(choice: Choice) -> Option<(Self, Node)> {

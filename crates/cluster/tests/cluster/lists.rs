@@ -1,8 +1,13 @@
 //! Lists of what all nodes have.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use crate::bench::{Answer, Bench};
+use firkin_runtime::sandbox::CreateSandbox;
+
+use crate::{
+    bench::{Answer, Bench},
+    joint::{Choice, Joint},
+};
 
 fn ids(answer: &Answer) -> Vec<String> {
     answer.body.as_array().unwrap().iter().map(|sandbox| sandbox["sandboxID"].as_str().unwrap().to_owned()).collect()
@@ -57,4 +62,34 @@ async fn a_list_names_who_did_not_answer_instead_of_failing() {
     let list = bench.nodes[1].call("GET", "/v2/sandboxes", "").await.expect(200);
     assert_eq!((ids(&list), list.header("x-firkin-missing-nodes")), (vec![second], "a,c"), "nor is who does not hold its lease");
     bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_from_what_is_one_tree_whatever_node_has_it() {
+    let Some((joint, a)) = Joint::found(Choice::default()).await else { return };
+    let b = joint.start("b", Choice::default()).await;
+    let source = a.create().await;
+    let fork = a.runtime.fork(&source.parse().unwrap(), 1, Duration::from_secs(600)).await.unwrap().remove(0).unwrap().id;
+    let snapshot = a.runtime.snapshot(&source.parse().unwrap(), Some("mine".into())).await.unwrap();
+    let child = CreateSandbox { template: snapshot.snapshot_id, ..CreateSandbox::from_template("base") };
+    let child = b.runtime.create(child).await.unwrap().id;
+    let below = |node: &serde_json::Value| -> BTreeSet<String> {
+        node["children"].as_array().unwrap().iter().map(|child| child["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for node in [&a, &b] {
+        let tree = node.call(&joint.key, ("GET", "/lineage", "")).await.expect(200);
+        assert_eq!(tree.header("x-firkin-missing-nodes"), "");
+        assert_eq!(tree.body.as_array().unwrap().len(), 1, "{tree:?}");
+        // base, the sandbox on A, its fork and its snapshot, and what was created from that on B.
+        let of_source = &tree.body[0]["children"][0];
+        assert_eq!(of_source["id"], source, "{tree:?}");
+        let taken = of_source["children"].as_array().unwrap().iter().find(|child| child["kind"] == "snapshot").unwrap();
+        assert!(below(of_source).contains(fork.as_str()) && below(of_source).len() == 2, "{tree:?}");
+        assert_eq!(below(taken), BTreeSet::from([child.to_string()]), "{tree:?}");
+    }
+    b.stop(firkin_runtime::owner::OnExit::Kill).await;
+    let told = a.call(&joint.key, ("GET", "/lineage", "")).await.expect(200);
+    assert_eq!(told.header("x-firkin-missing-nodes"), "b");
+    assert!(told.body.to_string().contains(&source) && !told.body.to_string().contains(child.as_str()), "{told:?}");
+    joint.end([a]).await;
 }

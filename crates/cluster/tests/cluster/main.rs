@@ -19,9 +19,12 @@ mod failures;
 #[expect(dead_code, reason = "nodes of other engines are the drain's, which the program does")]
 mod joint;
 mod lists;
+mod lives;
 mod pages;
 mod placement;
 mod room;
+mod signed;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;
 mod store;
+mod teams;

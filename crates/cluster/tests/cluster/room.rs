@@ -1,34 +1,12 @@
 //! A node that is full, and others that are not.
 
-use firkin_runtime::sandbox::CreateSandbox;
-
 use crate::{
-    bench::{Answer, CPUS},
-    joint::{Choice, Joint, Node, until},
+    bench::Answer,
+    joint::{Choice, Joint, Node, fill, hear},
 };
 
 async fn resume(joint: &Joint, node: &Node, id: &str) -> Answer {
     node.call(&joint.key, ("POST", &format!("/sandboxes/{id}/resume"), r#"{"timeout":600}"#)).await
-}
-
-async fn fill(node: &Node) -> Vec<String> {
-    let mut made = Vec::new();
-    while node.runtime.capacity().usage.active.held.cpus < CPUS {
-        made.push(node.runtime.create(CreateSandbox::from_template("base")).await.unwrap().id.to_string());
-    }
-    made
-}
-
-/// Both have heard that each other serves, and what room it has.
-async fn hear(nodes: &[&Node]) {
-    for node in nodes {
-        until("all nodes say what room they have", async || {
-            node.records.hear().await.unwrap();
-            firkin_cluster::Members::nodes(&*node.records).iter().filter(|member| member.free_memory_mib.is_some()).count()
-                == nodes.len()
-        })
-        .await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,17 +7,24 @@
 //!   └─ i4
 //! ```
 //!
+//! What is made of sandboxes is on record for all nodes of a cluster, sandboxes are for their own: each tells where its own came from
+//! ([`Descent`]), and the forest is made of what all tell.
+//!
 //! It is read from the records, so it shows what exists. What came from something that is gone hangs where that had hung: a
 //! snapshot whose sandbox was killed, below that sandbox's template; a fork whose source was killed, below the template of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    ground::ids::TemplateId,
     sandbox::owner::show,
-    store::{SandboxRecord, TemplateRecord, full_names, spec::SandboxState},
+    store::{
+        SandboxRecord, TemplateRecord, full_names,
+        spec::{SandboxId, SandboxState},
+    },
 };
 
 /// The kind of a node.
@@ -49,12 +56,40 @@ pub struct LineageNode {
     pub children: Vec<LineageNode>,
 }
 
+/// Where a sandbox came from, as its node tells another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descent {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// What it was created from.
+    pub template: TemplateId,
+    /// The sandbox that it is a copy of, if it is one.
+    pub forked_from: Option<SandboxId>,
+    /// Whether it runs.
+    pub state: SandboxState,
+    /// When it was last started.
+    pub since: Timestamp,
+}
+
+impl From<&SandboxRecord> for Descent {
+    fn from(record: &SandboxRecord) -> Self {
+        Self {
+            sandbox: record.id.clone(),
+            template: record.template_id.clone(),
+            forked_from: record.forked_from.clone(),
+            state: show(record).state,
+            since: record.started_at,
+        }
+    }
+}
+
 type Key = (LineageKind, String);
 
-/// The forest of everything on record, oldest first.
-pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> Vec<LineageNode> {
+/// The forest of everything on record, oldest first. A sandbox that two nodes tell of, while it moves, is the first one's.
+pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[Descent]) -> Vec<LineageNode> {
     let made: BTreeMap<&str, LineageKind> = templates.iter().map(|record| (record.id.as_str(), kind(record))).collect();
-    let alive: BTreeSet<&str> = sandboxes.iter().map(|record| record.id.as_str()).collect();
+    let mut alive = BTreeSet::new();
+    let sandboxes: Vec<_> = sandboxes.iter().filter(|descent| alive.insert(descent.sandbox.as_str())).collect();
     let made_by = |id: &str| made.get(id).map(|kind| (*kind, id.to_owned()));
     let lives = |id: &str| alive.contains(id).then(|| (LineageKind::Sandbox, id.to_owned()));
     let mut below: BTreeMap<Option<Key>, Vec<LineageNode>> = BTreeMap::new();
@@ -76,14 +111,14 @@ pub(crate) fn of(templates: &[TemplateRecord], sandboxes: &[SandboxRecord]) -> V
             children: Vec::new(),
         });
     }
-    for record in sandboxes {
-        let source = record.forked_from.as_ref().and_then(|id| lives(id.as_str()));
-        below.entry(source.or_else(|| made_by(record.template_id.as_str()))).or_default().push(LineageNode {
+    for descent in sandboxes {
+        let source = descent.forked_from.as_ref().and_then(|id| lives(id.as_str()));
+        below.entry(source.or_else(|| made_by(descent.template.as_str()))).or_default().push(LineageNode {
             kind: LineageKind::Sandbox,
-            id: record.id.to_string(),
+            id: descent.sandbox.to_string(),
             names: Vec::new(),
-            state: Some(show(record).state),
-            since: record.started_at,
+            state: Some(descent.state),
+            since: descent.since,
             children: Vec::new(),
         });
     }

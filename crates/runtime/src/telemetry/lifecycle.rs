@@ -2,8 +2,10 @@
 //!
 //! E2B documents names of fields in camel case, and sends them with underscores: a payload has both.
 
+use std::borrow::Cow;
+
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::changes::{Change, SandboxEvent, SandboxSummary, What};
@@ -12,23 +14,23 @@ use crate::store::{LifecycleKind, spec::SandboxState};
 /// The version of the form.
 const VERSION: &str = "v2";
 
-/// Something that happened to a sandbox.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Something that happened to a sandbox, here or on another node of a cluster, which says so in the same form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LifecycleEvent {
     /// Its id, a UUID, the same for whoever is told of it.
     pub id: String,
     /// Of the form.
-    pub version: &'static str,
+    pub version: Cow<'static, str>,
     /// What happened.
     #[serde(rename = "type")]
     pub kind: LifecycleKind,
     /// When.
     pub timestamp: Timestamp,
     /// E2B's earlier word for the kind.
-    pub event_category: &'static str,
+    pub event_category: Cow<'static, str>,
     /// And its other half.
-    pub event_label: &'static str,
+    pub event_label: Cow<'static, str>,
     /// Labels of the sandbox, what its run used, what was changed.
     pub event_data: Value,
     /// The sandbox.
@@ -50,11 +52,11 @@ impl LifecycleEvent {
         let (kind, event_label) = kind_of(*event, sandbox)?;
         Some(Self {
             id: uuid_of(&format!("event {}", change.id)),
-            version: VERSION,
+            version: VERSION.into(),
             kind,
             timestamp: change.at,
-            event_category: "lifecycle",
-            event_label,
+            event_category: "lifecycle".into(),
+            event_label: event_label.into(),
             event_data: data(*event, sandbox, change.at),
             sandbox_id: sandbox.id.to_string(),
             sandbox_execution_id: uuid_of(&format!("run {} {}", sandbox.id, sandbox.epoch)),

@@ -87,7 +87,7 @@ fn sandboxes_of_another_team_are_not_there() {
         a.kill(&id).await.unwrap();
         assert!(a.events(&id).is_ok() && b.events(&id).is_err());
         let long_ago = jiff::Timestamp::UNIX_EPOCH;
-        let started = |team: &Runtime| team.activity(long_ago, jiff::Timestamp::MAX).iter().any(|point| point.start_rate > 0.0);
+        let started = |team: &Runtime| team.activity(long_ago, jiff::Timestamp::MAX).iter().any(|minute| minute.starts > 0);
         assert!(started(&a) && !started(&b) && !started(server), "each team has its own numbers");
     });
 }

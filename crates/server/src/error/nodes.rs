@@ -64,6 +64,19 @@ impl ApiError {
             .retry(Retry::After(NODE_RETRY_SECONDS))
     }
 
+    /// Nobody's token signed a URL, as far as is known, and not all nodes have said so.
+    pub(crate) fn signer_unknown(missing: &[String]) -> Self {
+        let message =
+            format!("no sandbox signed this URL but maybe one of node `{}`, which does not answer", missing.join("`, `"));
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).code("node_away").retry(Retry::After(NODE_RETRY_SECONDS))
+    }
+
+    /// Other nodes are asked for as many signers of URLs as they may be.
+    pub(crate) fn many_searches() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too many signatures are looked for on other nodes")
+            .retry(Retry::After(MOVE_RETRY_SECONDS))
+    }
+
     /// Another node switched protocols and was not asked to.
     pub(crate) fn unasked_switch() -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "another node switched protocols unasked")

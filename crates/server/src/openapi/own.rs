@@ -84,6 +84,11 @@ pub(super) const ROUTES: &[Described] = &[
         )
     },
     Described {
+        refusals: &[403],
+        ..get("/admin/signer", "Which sandbox of this node signed a URL: for nodes alone", One("Signer"))
+    }
+    .asking(&[("method", "string", "that of the request for it; the rest is the URL's own query")]),
+    Described {
         method: "POST",
         body: Some(("Take", true)),
         status: 204,

@@ -129,6 +129,7 @@ fn of_the_host() -> Vec<(&'static str, Value)> {
         ("Moved", record([("sandboxID", text()), ("node", text()), ("ran", flag()), ("blackoutMs", number())])),
         ("Pool", pool),
         ("Rotation", rotation),
+        ("Signer", record([("sandboxID?", text())])),
         ("Take", record([("id", text()), ("until?", maybe(time()))])),
     ]
 }

@@ -8,15 +8,13 @@
 //! token costs a block or two of the digest and no copy, and a peer whose signatures are nobody's is soon told to wait
 //! (`misses.rs`). Signatures are compared in constant time.
 
-use std::{net::SocketAddr, time::Instant};
-
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use firkin_wire::{ENVD_PORT, secret::equal};
+use firkin_wire::secret::equal;
 use http::{Method, Uri};
 use sha2::{Digest, Sha256};
 
-use crate::{App, error::ApiError, listing::Query, target::Target};
+use crate::listing::Query;
 
 /// Longest path that is hashed: `PATH_MAX`, past which no guest can open it.
 const MAX_PATH_BYTES: usize = 4096;
@@ -26,7 +24,7 @@ const DIGEST_BYTES: usize = 32;
 
 /// A signed URL, read: what its signature is to be made of, and the signature that it bears.
 #[derive(Debug)]
-pub(super) struct Signed {
+pub(crate) struct Signed {
     /// What stands before the token, digested.
     before: Sha256,
     /// What stands after it.
@@ -36,17 +34,21 @@ pub(super) struct Signed {
 
 impl Signed {
     /// `None` for what is not a signed URL.
-    pub(super) fn read(method: &Method, uri: &Uri) -> Option<Self> {
+    pub(crate) fn read(method: &Method, uri: &Uri) -> Option<Self> {
+        if uri.path() != "/files" {
+            return None;
+        }
+        Self::of(method, &Query::parse(uri.query()))
+    }
+
+    /// The same, of its query.
+    pub(crate) fn of(method: &Method, query: &Query) -> Option<Self> {
         let operation = match *method {
             // Who may read a file may hear of it what a read would begin with.
             Method::GET | Method::HEAD => "read",
             Method::POST => "write",
             _ => return None,
         };
-        if uri.path() != "/files" {
-            return None;
-        }
-        let query = Query::parse(uri.query());
         let encoded = query.get("signature")?.strip_prefix("v1_")?;
         let mut signature = [0; DIGEST_BYTES];
         STANDARD_NO_PAD.decode_slice(encoded, &mut signature).ok().filter(|&bytes| bytes == DIGEST_BYTES)?;
@@ -58,7 +60,7 @@ impl Signed {
     }
 
     /// Whether this token signed it.
-    pub(super) fn by(&self, token: &str) -> bool {
+    pub(crate) fn by(&self, token: &str) -> bool {
         let digest = self.before.clone().chain_update(token).chain_update(&self.after).finalize();
         equal(&digest, &self.signature)
     }
@@ -67,20 +69,4 @@ impl Signed {
 /// Whether a request has the form of a signed URL, whoever signed it.
 pub(crate) fn is_signed(request: &Request) -> bool {
     Signed::read(request.method(), request.uri()).is_some()
-}
-
-/// The sandbox whose token signed this URL. `None` for URLs that are not signed, and for signatures of nobody here, of which one peer
-/// may have so many.
-pub(crate) fn target(app: &App, request: &Request) -> Result<Option<Target>, ApiError> {
-    let Some(signed) = Signed::read(request.method(), request.uri()) else { return Ok(None) };
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-    let now = Instant::now();
-    if !app.misses.may_ask(peer, now) {
-        return Err(ApiError::wrong_too_often());
-    }
-    let found = app.host().whose_token(|token| signed.by(token));
-    if found.is_none() {
-        app.misses.missed(peer, now);
-    }
-    Ok(found.map(|id| Target { id, port: ENVD_PORT }))
 }

@@ -23,6 +23,7 @@ mod health;
 mod host;
 mod identity;
 mod lifecycle;
+mod lives;
 mod logs;
 mod moving;
 mod network;
@@ -118,6 +119,7 @@ fn of_the_host() -> Router<Arc<App>> {
         .route("/admin/import", post(moving::import))
         .route("/admin/sandboxes/{id}/move", post(relocating::move_away))
         .route("/admin/take", post(relocating::take))
+        .route("/admin/signer", get(relocating::signer))
         .route("/admin/copies", post(copies::keep))
         .route("/health", get(health::health))
         .route("/teams", get(teams::list))
@@ -125,8 +127,8 @@ fn of_the_host() -> Router<Arc<App>> {
         .route("/openapi.json", get(openapi::read))
         // What changes, and the host in figures: ours, but for sandboxes and webhooks.
         .route("/events", get(events::follow))
-        .route("/events/sandboxes", get(webhooks::of_all))
-        .route("/events/sandboxes/{id}", get(webhooks::of_one))
+        .route("/events/sandboxes", get(lives::of_all))
+        .route("/events/sandboxes/{id}", get(lives::of_one))
         .route("/events/webhooks", post(webhooks::add).get(webhooks::list))
         .route("/events/webhooks/{id}", get(webhooks::detail).patch(webhooks::change).delete(webhooks::remove))
         .route("/events/webhooks/{id}/deliveries", get(webhooks::deliveries))

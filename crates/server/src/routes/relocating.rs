@@ -1,4 +1,5 @@
-//! Sandboxes that go from one node of a cluster to another. Ours, and for who administers the host; the second route is for nodes alone.
+//! Sandboxes that go from one node of a cluster to another, and finding one by what it signed. Ours, and for who administers the host; all but the
+//! first of these routes are for nodes alone.
 
 use std::sync::Arc;
 
@@ -9,10 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     App,
-    elsewhere::departing::{Take, depart, targets},
+    elsewhere::{
+        departing::{Take, depart, targets},
+        signer::Told,
+    },
     error::ApiError,
     extract::{Json, Sandbox},
+    listing::Query,
     nodes::{FromPeer, NodeId, Nodes},
+    proxy::signed::Signed,
 };
 
 /// Where a sandbox is to go.
@@ -59,14 +65,27 @@ pub(super) async fn move_away(
 
 /// `POST /admin/take`, of another node.
 pub(super) async fn take(State(app): State<Arc<App>>, extensions: Extensions, body: Json<Take>) -> Result<StatusCode, ApiError> {
-    if extensions.get::<FromPeer>().is_none() {
-        return Err(ApiError::forbidden("only nodes of the cluster ask for this".to_owned()));
-    }
+    of_a_node(&extensions)?;
     if let Some(room) = &body.value.room {
         app.host().has_room(room).map_err(|short| ApiError::full(&short))?;
     }
     app.host().take_over(&body.value.id, body.value.until).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /admin/signer`, of another node: which sandbox of this one signed a URL, by the query and the method of that.
+pub(super) async fn signer(State(app): State<Arc<App>>, extensions: Extensions, query: Query) -> Result<Reply<Told>, ApiError> {
+    let method = query.get("method").and_then(|method| method.parse().ok());
+    let signed = method.and_then(|method| Signed::of(&method, &query));
+    let signed = signed.ok_or_else(|| ApiError::bad_request("this is no signed URL"))?;
+    of_a_node(&extensions)?;
+    let sandbox = app.host().whose_token(|token| signed.by(token)).map(|id| id.to_string());
+    Ok(Reply(Told { sandbox }))
+}
+
+fn of_a_node(extensions: &Extensions) -> Result<(), ApiError> {
+    let is_of_a_node = extensions.get::<FromPeer>().is_some();
+    is_of_a_node.then_some(()).ok_or_else(|| ApiError::forbidden("only nodes of the cluster ask for this".to_owned()))
 }
 
 /// The node that an operator means.

@@ -5,13 +5,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use firkin_runtime::{
+    lineage::Descent,
     reference::{Reference, Sought},
     runtime::SnapshotInfo,
 };
 use firkin_wire::rest;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
-use super::{memory, sandboxes::next_token};
+use super::{everywhere::Elsewhere, memory, sandboxes::next_token};
 use crate::{
     auth::Caller,
     error::ApiError,
@@ -45,9 +46,17 @@ pub(super) async fn list(caller: Caller, query: Query) -> Result<Response, ApiEr
     Ok((next_token(next.as_ref()), Reply(shown.into_iter().map(shape::snapshot).collect::<Vec<_>>())).into_response())
 }
 
-/// `GET /lineage`, a route of our own.
-pub(super) async fn lineage(caller: Caller) -> Result<Reply<Vec<rest::LineageNode>>, ApiError> {
-    Ok(Reply(caller.runtime.lineage().await?.into_iter().map(shape::lineage).collect()))
+/// `GET /lineage`, a route of our own. Another node is told where the sandboxes of this one came from, and grows the trees.
+pub(super) async fn lineage(caller: Caller, elsewhere: Elsewhere) -> Result<Response, ApiError> {
+    if elsewhere.is_peer() {
+        return Ok(Reply(caller.runtime.descents().await?).into_response());
+    }
+    let others = elsewhere.ask::<Vec<Descent>>().await;
+    let mut headers = HeaderMap::new();
+    others.tell(&mut headers);
+    let others = others.parts.into_iter().flat_map(|(_, part)| part).collect();
+    let forest = caller.runtime.lineage_with(others).await?;
+    Ok((headers, Reply(forest.into_iter().map(shape::lineage).collect::<Vec<_>>())).into_response())
 }
 
 /// The one snapshot that is meant by `name`, which may leave out the team. With a tag it is that one; without, the newest of any tag. One

@@ -1,10 +1,9 @@
-//! E2B's webhooks, and its list of what happened to sandboxes. What is on its way, and what was given up, is shown by routes of our own.
+//! E2B's webhooks. What is on its way, and what was given up, is shown by routes of our own.
 
 use std::collections::BTreeSet;
 
 use axum::{Json as Reply, extract::Path};
 use firkin_runtime::{
-    lifecycle::LifecycleEvent,
     store::{LifecycleKind, ShownDelivery, Webhook},
     webhooks::{WebhookError, WebhookRequest},
 };
@@ -13,18 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    auth::Caller,
-    error::ApiError,
-    extract::{Json, Sandbox},
-    listing::Query,
-};
-
-/// Events in one answer, at most.
-const MAX_LIMIT: usize = 100;
-
-/// Events in one answer where none says how many.
-const DEFAULT_LIMIT: usize = 10;
+use crate::{auth::Caller, error::ApiError, extract::Json};
 
 /// A webhook. E2B's documents write the team's id in both ways.
 #[derive(Debug, Serialize)]
@@ -132,40 +120,6 @@ pub(super) async fn deliveries(caller: Caller, Path(id): Path<String>) -> Result
 /// `POST /events/webhooks/{id}/deliveries/retry`: sends again what was given up.
 pub(super) async fn redeliver(caller: Caller, Path(id): Path<String>) -> Result<Reply<Value>, ApiError> {
     Ok(Reply(json!({ "retried": caller.runtime.redeliver(&id).await? })))
-}
-
-/// `GET /events/sandboxes`.
-pub(super) async fn of_all(caller: Caller, query: Query) -> Result<Reply<Vec<LifecycleEvent>>, ApiError> {
-    page(caller.runtime.lifecycle(None), &query).map(Reply)
-}
-
-/// `GET /events/sandboxes/{id}`, also of one that is gone.
-pub(super) async fn of_one(caller: Caller, Sandbox(id): Sandbox, query: Query) -> Result<Reply<Vec<LifecycleEvent>>, ApiError> {
-    page(caller.runtime.lifecycle(Some(&id)), &query).map(Reply)
-}
-
-fn page(mut events: Vec<LifecycleEvent>, query: &Query) -> Result<Vec<LifecycleEvent>, ApiError> {
-    let number = |name: &str, default: usize| match query.get(name).map(str::parse::<usize>) {
-        None => Ok(default),
-        Some(Ok(number)) => Ok(number),
-        Some(Err(_)) => Err(ApiError::bad_request(format!("`{name}` must be a number"))),
-    };
-    let (offset, limit) = (number("offset", 0)?, number("limit", DEFAULT_LIMIT)?);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(ApiError::bad_request(format!("`limit` must be a number from 1 to {MAX_LIMIT}")));
-    }
-    match query.get("orderAsc") {
-        None | Some("false") => events.reverse(),
-        Some("true") => {}
-        Some(_) => return Err(ApiError::bad_request("`orderAsc` must be `true` or `false`")),
-    }
-    let kinds = query.list("types").into_iter().map(|name| {
-        let kind = serde_json::from_value::<LifecycleKind>(name.into());
-        kind.map_err(|_| ApiError::bad_request(format!("`types` has `{name}`, which is no event")))
-    });
-    let kinds: Vec<LifecycleKind> = kinds.collect::<Result<_, _>>()?;
-    events.retain(|event| kinds.is_empty() || kinds.contains(&event.kind));
-    Ok(events.into_iter().skip(offset).take(limit).collect())
 }
 
 impl From<WebhookError> for ApiError {
