@@ -248,6 +248,8 @@ fn refused(error: OpenError) -> anyhow::Error {
             "put `firkin.db` back, or `firkin cluster init --from BACKUP`; to begin anew all the same, take `artifacts` and `layers` away",
         ),
         OpenError::Fence(_) => Some("start it again: a node begins with a lease of its own"),
+        // It is the catalogue that they are in, or a file that it names.
+        OpenError::Secrets(_) => return catalog::advising(error),
         OpenError::Restoring { .. } | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
