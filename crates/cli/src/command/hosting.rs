@@ -297,6 +297,7 @@ async fn open_looking(
         },
         fetch: joining.as_ref().map(Joining::fetch),
         claims: joining.as_ref().map(Joining::claims),
+        secrets: joining.as_ref().map(Joining::secrets),
         fence: joining.as_ref().map(Joining::fence),
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,

@@ -22,6 +22,7 @@ mod lists;
 mod pages;
 mod placement;
 mod room;
+mod secrets;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;
 mod store;
