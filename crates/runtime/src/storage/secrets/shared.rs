@@ -92,6 +92,7 @@ pub trait SharedSecrets: Debug + Send + Sync {
     fn keep_key(&self, name: &'static str, key: Zeroizing<Vec<u8>>) -> BoxFuture<'_, Result<Zeroizing<Vec<u8>>, SharedError>>;
 }
 
+/// Whose, and what it is called in a rule.
 type Known = (TeamId, String);
 
 /// A value that sandboxes of this host use.
@@ -150,7 +151,7 @@ impl Shared {
     pub(super) async fn hold(&self, team: &TeamId, references: &[String]) -> Held {
         let mut held = Vec::new();
         for reference in references {
-            let entry = self.entry((team.clone(), reference.to_lowercase()));
+            let entry = self.entry((team.clone(), reference.clone()));
             if lock(&entry.0).is_none()
                 && let Err(error) = self.ask((&Scope::Team(team.clone()), reference), Some(&entry)).await
             {
@@ -174,7 +175,7 @@ impl Shared {
 
     /// The value of a secret, for a request that is under way.
     pub(super) async fn value(&self, scope: &Scope, reference: &str) -> Result<Zeroizing<String>, SecretError> {
-        let known = (scope.owner(), reference.to_lowercase());
+        let known = (scope.owner(), reference.to_owned());
         let entry = lock(&self.known).get(&known).and_then(Weak::upgrade);
         let had = entry.as_ref().and_then(|entry| lock(&entry.0).clone());
         let Some((asked, value)) = had else { return self.ask((scope, reference), entry.as_deref()).await };
@@ -307,7 +308,7 @@ mod tests {
         let shared = Shared::of(Arc::clone(&row) as _);
         let team = TeamId::first();
         let scope = Scope::Team(team.clone());
-        let value = async || shared.value(&scope, "Key").await.map(|value| value.to_string());
+        let value = async || shared.value(&scope, "key").await.map(|value| value.to_string());
         let asked = || row.asked.swap(0, Ordering::SeqCst);
 
         let held = shared.hold(&team, &["key".to_owned()]).await;
@@ -338,7 +339,7 @@ mod tests {
         // What is gone, or cannot be opened, is not used any more.
         row.is_changed.store(true, Ordering::SeqCst);
         advance(FRESH).await;
-        assert!(matches!(value().await.unwrap_err(), SecretError::Unreadable(name) if name == "Key"));
+        assert!(matches!(value().await.unwrap_err(), SecretError::Unreadable(name) if name == "key"));
         row.is_changed.store(false, Ordering::SeqCst);
         row.set(None);
         assert!(matches!(value().await.unwrap_err(), SecretError::NotFound(_)));
