@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   secret ─ HKDF-SHA256 ─┬─ "authority"   ─► Ed25519 seed of the certificate authority (`certificate.rs`)
-//!                         ├─ "seal"        ─► key for secrets in the catalogue
+//!                         ├─ "seal"        ─► key for secrets in the catalogue (`sealed.rs`)
 //!                         └─ "fingerprint" ─► tag, which tells nothing of the secret
 //! ```
 //!
@@ -129,6 +129,11 @@ impl ClusterSecret {
         self.derive(b"authority")
     }
 
+    /// The key that seals what all nodes may open.
+    pub(crate) fn seal(&self) -> Zeroizing<[u8; SECRET_BYTES]> {
+        self.derive(b"seal")
+    }
+
     /// By what two nodes see that they have the same: 32 hexadecimal digits, which tell nothing of it.
     pub fn fingerprint(&self) -> String {
         hex(&*self.derive::<FINGERPRINT_BYTES>(b"fingerprint")).to_string()
@@ -199,7 +204,7 @@ mod tests {
         let other = ClusterSecret::create(&dir.path().join("other")).unwrap();
         assert_ne!(other.fingerprint(), made.fingerprint());
         // What is derived for one purpose is nothing of another's, and nothing that is shown has the secret in it.
-        let keys = [made.authority().to_vec(), made.derive::<SECRET_BYTES>(b"another").to_vec(), made.0.to_vec()];
+        let keys = [made.authority().to_vec(), made.seal().to_vec(), made.0.to_vec()];
         assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
         let shown = format!("{made:?} {}", made.fingerprint());
         assert!(keys.iter().all(|key| !shown.contains(&hex(&key[..8])[..])));
@@ -211,10 +216,12 @@ mod tests {
         let secret = ClusterSecret(Zeroizing::new([7; SECRET_BYTES]));
         assert_eq!(secret.fingerprint(), FINGERPRINT);
         assert_eq!(&hex(&secret.authority()[..])[..16], AUTHORITY);
+        assert_eq!(&hex(&secret.seal()[..])[..16], SEAL);
     }
 
     const FINGERPRINT: &str = "ccc6801ba762d81337ba2d8688514a9b";
     const AUTHORITY: &str = "9585780577ba775d";
+    const SEAL: &str = "e5f62720e63eb970";
 
     #[test]
     fn a_file_that_is_too_open_or_of_another_size_is_refused_by_name() {

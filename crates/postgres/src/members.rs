@@ -196,6 +196,10 @@ impl Members {
         &self.cluster
     }
 
+    pub(crate) fn address(&self) -> &Address {
+        &self.line.address
+    }
+
     /// Every node that has ever been one, by id.
     pub async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
         self.asked("read the nodes", NODES, &[], node).await

@@ -10,10 +10,11 @@ use tokio_postgres::{
 };
 
 use crate::{
-    connection::refusal,
+    connection::{Connection, WRITERS, refusal},
     holding::NodeId,
     members::{Members, id, ids},
     schema,
+    secrets::{self, Reseal},
 };
 
 /// How often the clocks are compared: of these, the shortest exchange says most.
@@ -143,12 +144,27 @@ const ROTATE: &str = "UPDATE firkin.cluster SET secret_fingerprint = $2 WHERE se
     AND NOT EXISTS (SELECT FROM firkin.nodes WHERE lease_until > clock_timestamp()) RETURNING 1";
 
 impl Members {
-    /// Has the cluster be known by another secret from now on. Whether it is: not while a node holds its lease, nor where it has another one than
-    /// that by which it was entered.
-    pub async fn rotate(&self, fingerprint: &str) -> Result<bool, StoreError> {
-        let values: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&self.cluster().secret_fingerprint, Type::TEXT), (&fingerprint, Type::TEXT)];
-        Ok(!self.asked("change the secret of the cluster", ROTATE, &values, |_| Ok(())).await?.is_empty())
+    /// Has the cluster be known by another secret from now on, and all that is sealed under the one that it had be sealed anew: all of it, or nothing.
+    /// What could not be opened stays as it was, and is named. None where the cluster is not known by the other one: while a node holds its lease, and
+    /// where it has another secret than that by which it was entered.
+    pub async fn rotate(&self, fingerprint: &str, reseals: &mut dyn Reseal) -> Result<Option<Vec<String>>, StoreError> {
+        let operation = "change the secret of the cluster";
+        let of = |error: DatabaseError| error.of(operation);
+        let connection = Connection::to(self.address()).await.map_err(|error| of(DatabaseError::Away(error)))?;
+        // Whoever is refused leaves its transaction with its connection, and nobody writes meanwhile.
+        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})");
+        connection.answered(connection.client().batch_execute(&begin)).await.map_err(of)?;
+        let known = &self.cluster().secret_fingerprint;
+        let rotated = connection.answered(connection.client().query_opt(ROTATE, &[known, &fingerprint])).await.map_err(of)?;
+        if rotated.is_none() {
+            return Ok(None);
+        }
+        let closed = secrets::reseal(&connection, reseals).await.map_err(of)?;
+        connection.end("COMMIT").await.map_err(|error| match error {
+            DatabaseError::Away(source) => of(DatabaseError::Unknown(source)),
+            other => of(other),
+        })?;
+        Ok(Some(closed))
     }
 
     /// How the database is.

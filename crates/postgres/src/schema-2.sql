@@ -108,6 +108,20 @@ CREATE TABLE firkin.stored_contents (
     PRIMARY KEY (digest, artifact));
 CREATE INDEX contents_of_stored ON firkin.stored_contents (artifact);
 
+-- Secrets of teams, the same on every node. What is told of one is in `body`, and what is not in `sealed`, which opens only with that very body and
+-- the cluster's secret: no row can take the place of another, nor a value that of a later one.
+CREATE TABLE firkin.secrets (
+    id TEXT COLLATE "C" PRIMARY KEY,
+    team TEXT COLLATE "C" NOT NULL,
+    name TEXT COLLATE "C" NOT NULL,
+    version BIGINT NOT NULL,
+    body TEXT NOT NULL,
+    sealed BYTEA NOT NULL,
+    UNIQUE (team, name));
+
+-- Keys that all nodes have, by what they are called, sealed likewise: what signs the tokens of sandboxes, and whom sandboxes trust.
+CREATE TABLE firkin.shared_keys (name TEXT COLLATE "C" PRIMARY KEY, sealed BYTEA NOT NULL);
+
 -- Where no node is said, these are empty texts.
 ALTER TABLE firkin.builds
     ADD COLUMN node TEXT COLLATE "C" NOT NULL DEFAULT coalesce(current_setting('firkin.node', true), '');

@@ -27,7 +27,7 @@ use crate::{
         groups::MachineGroups,
         instances::Instances,
         network::{Connector, Links},
-        outbound::{Decided, Filling},
+        outbound::Decided,
         session::EngineLauncher,
     },
     restore::{RestoreGates, warm::PoolStatus},
@@ -49,13 +49,7 @@ use crate::{
         PreparedTemplate,
         pool::{self, WarmPool},
     },
-    storage::{
-        keys::Keys,
-        secrets::{Secrets, TeamSecrets},
-        uploads::Files,
-        volumes::TeamVolumes,
-        workload::Workload,
-    },
+    storage::{keys::Keys, secrets::TeamSecrets, uploads::Files, volumes::TeamVolumes, workload::Workload},
     store::{
         StoreError, TemplateRecord, catalog,
         spec::{CreateSandbox, Ingress, InternetAccess, InvalidTimeout, Memory, NoSuchSandbox, RuntimeSandbox, SandboxId},
@@ -83,6 +77,7 @@ mod disk_floor;
 mod disk_quota;
 pub mod encryption;
 mod ending;
+mod filling;
 pub mod host_templates;
 mod keys;
 mod looks;
@@ -204,9 +199,7 @@ impl Runtime {
             );
         }
         let files = Files::open(&config.state_dir).map_err(directory)?;
-        let secrets = Arc::new(Secrets::of(&config.state_dir));
-        let workload = Arc::new(Workload::of(&config.state_dir, config.issuer.clone()));
-        let filling = Filling::of(&config.state_dir, Arc::clone(&secrets), Arc::clone(&workload));
+        let (secrets, workload, filling) = filling::open(&config).await?;
         let links = Links::open(config.network.clone(), engines.first().attachment(), Arc::clone(&filling)).await;
         let links = Arc::new(links.map_err(OpenError::Network)?);
         let reach = sending::reach(links.surroundings(), config.webhook_networks.clone());

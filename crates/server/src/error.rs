@@ -25,6 +25,7 @@ use firkin_runtime::{
     runtime::{DialError, ForkError, TeamError},
     sandbox::{CreateError, InvalidSandboxId, InvalidTimeout, MountsError, NoSuchSandbox, SandboxId},
     sandbox_quota::QuotaError,
+    secrets::SecretError,
     store::{KeyScope, StoreError},
     trust::GuestTrustError,
 };
@@ -262,6 +263,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, message).code("secret_limit_reached")
     }
 
+    /// There is a secret, and it cannot be opened. Whoever may use it mends that, and no node is worse than another for it.
+    pub(crate) fn secret_unreadable(message: String) -> Self {
+        Self::new(StatusCode::CONFLICT, message).code("secret_unreadable")
+    }
+
     /// An idempotency key was used before with another body.
     pub(crate) fn idempotency_mismatch() -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "this idempotency key was used before with another request")
@@ -336,6 +342,9 @@ impl ApiError {
     /// What went wrong is ours. Where it is that the catalogue is not there, that passes.
     pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         let causes = std::iter::successors(Some(error), |error| error.source());
+        if causes.clone().any(|error| matches!(error.downcast_ref(), Some(SecretError::Unreadable(_)))) {
+            return Self::secret_unreadable(chain(error));
+        }
         match causes.filter_map(|error| error.downcast_ref::<StoreError>()).next() {
             Some(StoreError::Away { .. }) => Self::catalog_away(error).retry(Retry::After(CATALOG_RETRY_SECONDS)),
             // To do it again may be to do it twice.

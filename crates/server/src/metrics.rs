@@ -35,7 +35,7 @@ const SECOND_HAND: [HeaderName; 7] = [
 ];
 
 /// Every kind of error that is counted. In metrics from the start, so that a first one is seen as a change.
-pub(crate) const KINDS: [&str; 32] = [
+pub(crate) const KINDS: [&str; 33] = [
     "archive_damaged",
     "archive_foreign",
     "archive_taken",
@@ -64,6 +64,7 @@ pub(crate) const KINDS: [&str; 32] = [
     "sandbox_snapshot_guest_agent_unresponsive",
     "sandbox_unreachable",
     "secret_limit_reached",
+    "secret_unreadable",
     "team_quota_exceeded",
     "too_many_requests",
     "unauthorized",

@@ -265,6 +265,8 @@ fn refused(error: OpenError) -> anyhow::Error {
             "put `firkin.db` back, or `firkin cluster init --from BACKUP`; to begin anew all the same, take `artifacts` and `layers` away",
         ),
         OpenError::Fence(_) => Some("start it again: a node begins with a lease of its own"),
+        // It is the catalogue that they are in, or a file that it names.
+        OpenError::Secrets(_) => return catalog::advising(error),
         OpenError::Restoring { .. } | OpenError::Encryption(_) => None,
     };
     advised(error, hint.map(str::to_owned), None)
@@ -312,6 +314,7 @@ async fn open_looking(
         },
         fetch: joining.as_ref().map(Joining::fetch),
         claims: joining.as_ref().map(Joining::claims),
+        secrets: joining.as_ref().map(Joining::secrets),
         fence: joining.as_ref().map(Joining::fence),
         admission: settings.capacity.admission.clone(),
         disk_floor_mib: settings.capacity.disk_floor_mib,

@@ -7,10 +7,13 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use firkin_cluster::{
-    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, Serves, SharedFence, Store, clock, keep, node_id,
+    Cluster, ClusterConfig, ClusterSecret, Copies, NodeFence, Peers, Records, SealedSecrets, Serves, SharedFence, Store, clock,
+    keep, node_id,
 };
 use firkin_postgres::{Membership, Node, NodeCatalogue};
-use firkin_runtime::{artifact::Fetch, claims::Claims, fence::Fence, runtime::Runtime, store::catalog::Catalog};
+use firkin_runtime::{
+    artifact::Fetch, claims::Claims, fence::Fence, runtime::Runtime, secrets::SharedSecrets, store::catalog::Catalog,
+};
 use firkin_server::{
     Listener,
     nodes::{Nodes, SecondCopies},
@@ -114,6 +117,11 @@ impl Joining {
     /// By what sandboxes go to other nodes, and come from them.
     pub(super) fn claims(&self) -> Arc<dyn Claims> {
         Arc::clone(&self.peers) as _
+    }
+
+    /// The secrets that all nodes have.
+    pub(super) fn secrets(&self) -> Arc<dyn SharedSecrets> {
+        SealedSecrets::of(Arc::clone(&self.catalogue), &self.secret)
     }
 
     /// Who stops machines that others could have.

@@ -1,7 +1,7 @@
 //! `firkin node ...` and `firkin cluster found`: a cluster as its catalogue has it, for whoever has its secret. No server is asked.
 
 use anyhow::Context as _;
-use firkin_cluster::{ClusterSecret, node_id};
+use firkin_cluster::{ClusterSecret, node_id, rotate};
 use firkin_postgres::{Address, Founder, Founding, LeaseTimes, Members, NodeId, NodeRecord, NodeState, init};
 use firkin_runtime::store::catalog as store_catalog;
 use serde::Serialize;
@@ -138,7 +138,9 @@ async fn forget(args: NodeForgetArgs) -> anyhow::Result<ExitStatus> {
 
 /// `firkin cluster rotate-secret`
 pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) -> anyhow::Result<ExitStatus> {
-    let members = members(&args.access).await?;
+    let access = access(&args.access)?;
+    let former = secret(&access)?;
+    let members = enter(catalog::address(&access.catalog)?, &former).await?;
     let path = &args.new_secret_file;
     let is_new = !path.try_exists().with_context(|| format!("cannot look for `{}`", path.display()))?;
     let next = if is_new { ClusterSecret::create(path)? } else { ClusterSecret::read(path)? };
@@ -146,7 +148,7 @@ pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) 
         return Err(anyhow::anyhow!("`{}` is the secret that the cluster has", path.display()))
             .hint("name a file that is not there yet: the next secret is made in it");
     }
-    if !members.rotate(&next.fingerprint()).await.map_err(catalog::advising)? {
+    let Some(closed) = Box::pin(rotate(&members, (&former, &next))).await.map_err(catalog::advising)? else {
         let nodes = members.nodes().await.map_err(catalog::advising)?;
         let alive = nodes.iter().filter(|node| node.is_alive());
         let alive: Vec<_> = alive.map(|node| format!("`{}` for {} s", node.name, node.lease_left.as_secs())).collect();
@@ -156,10 +158,13 @@ pub(super) async fn rotate_secret(settings: &Settings, args: &RotateSecretArgs) 
         }
         return Err(anyhow::anyhow!("the secret is what it was: nodes hold their leases, {}", alive.join(", ")))
             .hint("stop their servers with `--on-exit leave`, wait until the leases are over, and try again: nodes of two secrets refuse each other");
-    }
+    };
     let rotated =
         Founded { cluster: members.cluster().id.clone(), secret_file: path.display().to_string(), secret_is_new: is_new };
     output::result(settings.format, &rotated, || rotated.table())?;
+    for what in closed {
+        output::note(&format!("{what} could not be opened with the former secret, and still cannot"));
+    }
     output::note("give each node a copy of it, and start them with that; the one before opens nothing any more");
     Ok(ExitStatus::Success)
 }

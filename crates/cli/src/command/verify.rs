@@ -31,7 +31,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitStatus> {
             OpenError::Store(_) => return catalog::advising(error),
             OpenError::CatalogLost { .. } => Some("put `firkin.db` back, or `firkin cluster init --from BACKUP`"),
             OpenError::Restoring { .. } | OpenError::Engine { .. } | OpenError::Network(_) => None,
-            OpenError::Encryption(_) | OpenError::Fence(_) => None,
+            OpenError::Encryption(_) | OpenError::Fence(_) | OpenError::Secrets(_) => None,
         };
         advised(error, hint.map(str::to_owned), None)
     })?;

@@ -208,6 +208,7 @@ pub(crate) fn config(dir: &std::path::Path) -> RuntimeConfig {
         catalog: None,
         fetch: None,
         claims: None,
+        secrets: None,
         fence: None,
         copies: None,
         capacity: HostCapacity { cpus: CPUS, memory_mib: 1 << 20, disk_mib: 1 << 30 },

@@ -6,7 +6,7 @@ use firkin_runtime::{ids::ArtifactId, owner::OnExit};
 use crate::joint::{Choice, Class, Joint, Node, until};
 
 const WAITS: Choice =
-    Choice { waits_for_copies: true, encrypts: false, stores: false, is_idle: false, cpus: None, class: Class::Same };
+    Choice { waits_for_copies: true, encrypts: false, stores: false, is_idle: false, cpus: None, class: Class::Same, envd: None };
 
 async fn pause(joint: &Joint, node: &Node, id: &str) -> crate::bench::Answer {
     node.call(&joint.key, ("POST", &format!("/sandboxes/{id}/pause"), "")).await

@@ -49,7 +49,7 @@ enum Act {
 
 /// How all nodes here are.
 const IDLE: Choice =
-    Choice { is_idle: true, waits_for_copies: false, encrypts: false, stores: false, cpus: None, class: Class::Same };
+    Choice { is_idle: true, waits_for_copies: false, encrypts: false, stores: false, cpus: None, class: Class::Same, envd: None };
 
 /// What a node is told that is to be killed.
 #[derive(Debug, Serialize, Deserialize)]

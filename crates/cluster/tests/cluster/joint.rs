@@ -8,13 +8,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, Serves, Store, keep};
+use firkin_cluster::{Cluster, ClusterConfig, ClusterSecret, Copies, Peers, Records, SealedSecrets, Serves, Store, keep, rotate};
 use firkin_copies::{Access, Destination, Limits};
 use firkin_engine::{Acceleration, Engine as _, Fingerprint, fake::FakeEngine};
-use firkin_postgres::{Founding, LeaseTimes, Membership, NodeCatalogue, NodeState, init};
+use firkin_postgres::{Founding, LeaseTimes, Members, Membership, NodeCatalogue, NodeState, init};
 use firkin_runtime::{
     config::{EncryptionConfig, RuntimeConfig},
     ids::ArtifactId,
+    network::NetworkChoice,
     owner::OnExit,
     runtime::Runtime,
     sandbox::CreateSandbox,
@@ -25,6 +26,7 @@ use firkin_server::{
     nodes::{NodeId, SecondCopies},
     serve,
 };
+use firkin_wire::ENVD_PORT;
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
@@ -55,6 +57,8 @@ pub(crate) struct Choice {
     pub(crate) cpus: Option<u32>,
     /// What it runs them by.
     pub(crate) class: Class,
+    /// The port of this host where whoever asks a guest's envd comes in, if anybody answers there.
+    pub(crate) envd: Option<u16>,
 }
 
 /// What a node runs sandboxes by.
@@ -69,7 +73,7 @@ pub(crate) enum Class {
 }
 
 impl Choice {
-    fn engine(self) -> FakeEngine {
+    pub(crate) fn engine(self) -> FakeEngine {
         let engine = FakeEngine::with_agent(crate::agent::run);
         let own = engine.fingerprint().clone();
         engine.with_fingerprint(match self.class {
@@ -100,6 +104,7 @@ pub(crate) struct Node {
     pub(crate) records: Arc<Records>,
     pub(crate) address: SocketAddr,
     state_dir: PathBuf,
+    catalogue: Arc<NodeCatalogue>,
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), ServeError>>,
     kept: JoinHandle<()>,
@@ -189,6 +194,22 @@ impl Joint {
         (id.parse().unwrap(), node)
     }
 
+    fn config(&self, name: &str, choice: Choice, (catalogue, others): (&Arc<NodeCatalogue>, &Arc<Peers>)) -> RuntimeConfig {
+        let mut config = RuntimeConfig {
+            catalog: Some(Arc::clone(catalogue) as _),
+            fetch: Some(Arc::clone(others) as _),
+            claims: Some(Arc::clone(others) as _),
+            secrets: Some(SealedSecrets::of(Arc::clone(catalogue), &self.secret) as _),
+            encryption: EncryptionConfig { seal: choice.encrypts, key_file: None },
+            ..bench::config(&self.dir.join(name))
+        };
+        if let Some(port) = choice.envd {
+            config.network = NetworkChoice::LoopbackPorts([(ENVD_PORT, port)].into());
+        }
+        config.capacity.cpus = choice.cpus.unwrap_or(config.capacity.cpus);
+        config
+    }
+
     /// A node of this name, on what it has left if it was there before.
     pub(crate) async fn start(&self, name: &str, choice: Choice) -> Node {
         let [listener, peers] =
@@ -197,14 +218,7 @@ impl Joint {
         let (id, node) = self.node(name, peers.local_addr().unwrap());
         let catalogue = Arc::new(NodeCatalogue::of(self.url.parse().unwrap(), node));
         let others = Arc::<Peers>::default();
-        let mut config = RuntimeConfig {
-            catalog: Some(Arc::clone(&catalogue) as _),
-            fetch: Some(Arc::clone(&others) as _),
-            claims: Some(Arc::clone(&others) as _),
-            encryption: EncryptionConfig { seal: choice.encrypts, key_file: None },
-            ..bench::config(&self.dir.join(name))
-        };
-        config.capacity.cpus = choice.cpus.unwrap_or(config.capacity.cpus);
+        let config = self.config(name, choice, (&catalogue, &others));
         let state_dir = config.state_dir.clone();
         let runtime = Runtime::open(config, Arc::new(choice.engine())).await.unwrap();
         let membership = catalogue.membership().unwrap();
@@ -250,7 +264,7 @@ impl Joint {
         let listeners = vec![listener.into(), Listener::Peers(peers)];
         let server = tokio::spawn(serve(listeners, runtime.clone(), config, shutdown.clone()));
         serves.begin();
-        let node = Node { id, runtime, membership, copies, records, address, state_dir, shutdown, server, kept };
+        let node = Node { id, runtime, membership, copies, records, address, state_dir, catalogue, shutdown, server, kept };
         until("a node is heard to serve", async || {
             let nodes = node.membership.members().nodes().await.unwrap();
             nodes.iter().any(|other| other.name == name && other.info.contains("\"serves\":true"))
@@ -282,6 +296,27 @@ impl Joint {
     /// The file with its secret.
     pub(crate) fn secret_file(&self) -> PathBuf {
         self.dir.join("secret")
+    }
+
+    /// The database, to do something to it behind everybody's back.
+    pub(crate) fn database(&mut self) -> &mut database::Cluster {
+        &mut self.own.as_mut().expect("it is this test's own").0
+    }
+
+    /// The secrets of the cluster, as a node has them.
+    pub(crate) fn secrets(&self, node: &Node) -> Arc<SealedSecrets> {
+        SealedSecrets::of(Arc::clone(&node.catalogue), &self.secret)
+    }
+
+    /// Has the cluster be of another secret: none of its nodes runs. What could not be sealed anew.
+    pub(crate) async fn rotate(&mut self) -> Vec<String> {
+        let members = Members::at(self.url.parse().unwrap(), &self.secret.fingerprint()).await.unwrap();
+        let ends = "UPDATE firkin.nodes SET lease_until = clock_timestamp() - interval '1 s'";
+        self.database().sql("joint", ends).await;
+        let next = ClusterSecret::create(&self.dir.join("next")).unwrap();
+        let closed = rotate(&members, (&self.secret, &next)).await.unwrap().expect("no node has a lease");
+        self.secret = next;
+        closed
     }
 
     /// What is on record of a sandbox.
@@ -392,6 +427,11 @@ impl Node {
     /// Sends a request to the control plane and reads the answer.
     pub(crate) async fn call(&self, key: &str, (method, path, body): (&str, &str, &str)) -> Answer {
         self.runtime.hear_of_keys().await.unwrap();
+        self.without_database(key, (method, path, body)).await
+    }
+
+    /// The same with a key that this node has heard of.
+    pub(crate) async fn without_database(&self, key: &str, (method, path, body): (&str, &str, &str)) -> Answer {
         let request = Request::builder()
             .method(method)
             .uri(path)

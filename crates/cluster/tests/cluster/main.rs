@@ -23,6 +23,7 @@ mod lives;
 mod pages;
 mod placement;
 mod room;
+mod secrets;
 mod signed;
 #[path = "../../../runtime/tests/crash/steps.rs"]
 mod steps;

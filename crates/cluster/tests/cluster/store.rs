@@ -11,7 +11,7 @@ use crate::{
 };
 
 const STORES: Choice =
-    Choice { waits_for_copies: false, encrypts: false, stores: true, is_idle: false, cpus: None, class: Class::Same };
+    Choice { waits_for_copies: false, encrypts: false, stores: true, is_idle: false, cpus: None, class: Class::Same, envd: None };
 
 const WAITS: Choice = Choice { waits_for_copies: true, ..STORES };
 

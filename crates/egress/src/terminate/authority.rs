@@ -78,17 +78,28 @@ impl Authority {
         let text = match private::read(file, MAX_PEM_BYTES).map_err(failed)? {
             Some(bytes) => String::from_utf8(bytes).map_err(|_| unusable())?,
             None => {
-                let key = KeyPair::generate()?;
-                let text = key.serialize_pem() + &params(AUTHORITY_LIFETIME)?.self_signed(&key)?.pem();
+                let text = Self::make()?;
                 private::replace(file, text.as_bytes(), private::PRIVATE).map_err(failed)?;
                 text
             }
         };
-        let key = KeyPair::from_pem(&text).map_err(|_| unusable())?;
-        let begin = text.find("-----BEGIN CERTIFICATE-----").ok_or_else(unusable)?;
-        CertificateDer::from_pem_slice(&text.as_bytes()[begin..]).map_err(|_| unusable())?;
+        Self::of(&text)?.ok_or_else(unusable)
+    }
+
+    /// Key and certificate of a new authority, in PEM, for whoever keeps them elsewhere than in a file of their own.
+    pub fn make() -> Result<String, AuthorityError> {
+        let key = KeyPair::generate()?;
+        Ok(key.serialize_pem() + &params(AUTHORITY_LIFETIME)?.self_signed(&key)?.pem())
+    }
+
+    /// The authority of this key and certificate. None where the text has not both.
+    pub fn of(text: &str) -> Result<Option<Self>, AuthorityError> {
+        let (Ok(key), Some(begin)) = (KeyPair::from_pem(text), text.find("-----BEGIN CERTIFICATE-----")) else { return Ok(None) };
+        if CertificateDer::from_pem_slice(&text.as_bytes()[begin..]).is_err() {
+            return Ok(None);
+        }
         let issuer = Issuer::new(params(AUTHORITY_LIFETIME)?, key);
-        Ok(Self { issuer, certificate: text[begin..].to_owned(), key: KeyPair::generate()?, leaves: Mutex::default() })
+        Ok(Some(Self { issuer, certificate: text[begin..].to_owned(), key: KeyPair::generate()?, leaves: Mutex::default() }))
     }
 
     /// Its certificate, in PEM, for clients to trust.

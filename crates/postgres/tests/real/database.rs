@@ -110,9 +110,14 @@ impl Cluster {
         assert!(promoted.unwrap().success(), "pg_ctl promote failed");
     }
 
-    /// What a database answers, as a text.
+    /// What the server answers, as a text.
     pub(crate) async fn answer(&self, statement: &str) -> Option<String> {
-        let url = format!("postgres://firkin@127.0.0.1:{}/postgres", self.port);
+        self.answer_of("postgres", statement).await
+    }
+
+    /// What one of its databases answers, as a text.
+    pub(crate) async fn answer_of(&self, name: &str, statement: &str) -> Option<String> {
+        let url = format!("postgres://firkin@127.0.0.1:{}/{name}", self.port);
         let (client, driven) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
         let driven = tokio::spawn(driven);
         let row = client.query_one(statement, &[]).await.unwrap();

@@ -23,6 +23,7 @@ mod nodes;
 mod operator;
 mod proxy;
 mod race;
+mod secrets;
 mod standby;
 mod stored;
 

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use crate::{
     ground::blocking::blocking,
     machine::outbound::{self, Common, Decided, Filling, FromSlot, Outbound, OutboundError, Outcomes},
+    storage::secrets::Held,
     store::spec::{InternetAccess, Steered},
 };
 
@@ -74,6 +75,8 @@ pub(crate) struct Isolated {
     slot: NetworkSlot,
     common: Common,
     filling: Arc<Filling>,
+    /// The secrets that its rules name.
+    held: Held,
 }
 
 /// What a sandbox is to reach.
@@ -144,7 +147,7 @@ impl Links {
 
     fn link(&self, slot: NetworkSlot) -> Link {
         let (common, filling) = (self.common.clone(), Arc::clone(&self.filling));
-        Link::Isolated(Box::new(Isolated { outbound: None, slot, common, filling }))
+        Link::Isolated(Box::new(Isolated { outbound: None, slot, common, filling, held: Held::default() }))
     }
 
     /// Where the next link comes from.
@@ -229,6 +232,7 @@ impl Link {
             if let Some(outbound) = isolated.outbound.take() {
                 outbound.close().await;
             }
+            isolated.held = Held::default();
         }
         Ok(())
     }
@@ -313,6 +317,7 @@ impl Isolated {
         let (connector, surroundings, steered) = (self.slot.connector(), self.slot.surroundings(), steered.clone());
         let dialer = Arc::new(FromSlot(connector.clone()));
         let (filling, of) = (Arc::clone(&self.filling), sandbox.to_owned());
+        let held = filling.hold(&steered).await.map_err(OutboundError::Filling)?;
         let way = blocking(move || outbound::way((&of, &steered), surroundings, dialer, &filling)).await?;
         match &self.outbound {
             Some(outbound) => outbound.change(way),
@@ -320,6 +325,7 @@ impl Isolated {
                 self.outbound = Some(Outbound::open(connector, way, sandbox.into(), &self.common).await?);
             }
         }
+        self.held = held;
         Ok(self.slot.set_steering(Some(&filter), Some(steering)).await?)
     }
 }

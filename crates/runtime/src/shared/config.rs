@@ -21,7 +21,7 @@ use crate::{
     images::{ImageSource, OwnImage, root_image::RootImage},
     machine::{fence::Fence, network::NetworkChoice},
     restore::warm::WarmConfig,
-    storage::volumes::VolumeLimits,
+    storage::{secrets::SharedSecrets, volumes::VolumeLimits},
     store::{catalog::Catalog, claims::Claims},
 };
 
@@ -44,6 +44,8 @@ pub struct RuntimeConfig {
     pub fetch: Option<Arc<dyn Fetch>>,
     /// How sandboxes go to other hosts that share the catalogue, and come from them; `None` where nobody does.
     pub claims: Option<Arc<dyn Claims>>,
+    /// Secrets, and the keys of what is put into requests, where hosts that share the catalogue have them together; `None` where this one has its own.
+    pub secrets: Option<Arc<dyn SharedSecrets>>,
     /// Who stops machines that others could have; `None` where nobody could.
     pub fence: Option<Arc<dyn Fence>>,
     /// The capacity that all sandboxes share.
@@ -95,6 +97,7 @@ impl RuntimeConfig {
             catalog: None,
             fetch: None,
             claims: None,
+            secrets: None,
             fence: None,
             capacity,
             admission: AdmissionConfig::default(),

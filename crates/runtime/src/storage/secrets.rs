@@ -1,29 +1,31 @@
 //! Secrets by name, each team's apart: written, replaced, listed and destroyed, and never read back by a client.
 //!
-//! All of them are one file, sealed as a whole by ChaCha20-Poly1305 under a key that has a file of its own beside it: a copy of
-//! one file without the other tells nothing, and a change of a single bit is noticed. The file is read when secrets are first
-//! used, so that a damaged one does not keep a server from serving sandboxes.
+//! A host that is alone has all of them in one file, sealed as a whole by ChaCha20-Poly1305 under a key that has a file of its own beside it: a copy
+//! of one file without the other tells nothing, and a change of a single bit is noticed. The file is read when secrets are first
+//! used, so that a damaged one does not keep a server from serving sandboxes (`secrets/file.rs`). Hosts that share a catalogue have them there, and
+//! whoever knows that catalogue seals them (`secrets/shared.rs`).
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use firkin_files::private::{PRIVATE, read, replace};
+use firkin_causes::chain;
 use jiff::Timestamp;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::ground::team::{Scope, TeamId};
 
-/// Prefix of the sealed part, which the seal covers. The number is the version of the format.
-const HEAD: &[u8] = b"firkin secrets 1\n";
+mod file;
+mod shared;
 
-/// Bytes of the key.
-const KEY_BYTES: usize = 32;
+use file::SealedFile;
+pub(crate) use shared::Held;
+use shared::Shared;
+pub use shared::{Added, SharedError, SharedSecrets};
 
 /// Secrets of a team: each costs memory and a part of the file that every change writes anew.
 pub const MAX_SECRETS: usize = 1000;
@@ -39,9 +41,6 @@ pub const MAX_METADATA: usize = 32;
 
 /// Bytes of one key or value of metadata.
 pub const MAX_METADATA_BYTES: usize = 1024;
-
-/// The largest file that is written and read: all that the limits above allow one team, and many teams whose secrets are of usual size.
-const MAX_FILE_BYTES: u64 = 96 << 20;
 
 /// The prefix of ids, which no name may have.
 const ID_PREFIX: &str = "sec_";
@@ -64,6 +63,51 @@ pub struct SecretInfo {
     pub created_at: Timestamp,
     /// When its value was last replaced.
     pub updated_at: Timestamp,
+}
+
+impl SecretInfo {
+    /// What it is once its value was replaced.
+    pub fn renew(&mut self, metadata: Option<BTreeMap<String, String>>, at: Timestamp) {
+        self.version += 1;
+        self.updated_at = at;
+        if let Some(metadata) = metadata {
+            self.metadata = metadata;
+        }
+    }
+}
+
+/// A secret with its value.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// What is told of it.
+    pub info: SecretInfo,
+    /// What is not.
+    pub value: Zeroizing<String>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values are not for logs.
+        f.debug_struct("Secret").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// What a secret gets instead of what it had.
+#[derive(Clone)]
+pub struct NewValue {
+    /// Its value.
+    pub value: Zeroizing<String>,
+    /// Its labels; none for those that it has.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl fmt::Debug for NewValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values are not for logs.
+        f.debug_struct("NewValue").field("metadata", &self.metadata).field("at", &self.at).finish_non_exhaustive()
+    }
 }
 
 /// Why something was not done with a secret.
@@ -104,29 +148,28 @@ pub enum SecretError {
         /// Which one.
         path: PathBuf,
     },
+    /// Those of the cluster are not to be had now.
+    #[error("the secrets of the cluster cannot be read or changed")]
+    Shared(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The cluster has it, and it cannot be opened.
+    #[error(
+        "secret `{0}` cannot be opened: what is on record of it was changed, or is sealed under another secret than the cluster's; give it its value again, or destroy it"
+    )]
+    Unreadable(String),
 }
 
-/// One secret as it is kept.
-#[derive(Clone, Serialize, Deserialize)]
-struct Kept {
-    #[serde(flatten)]
-    info: SecretInfo,
-    value: String,
-}
-
-/// The secrets that were read, with the key that seals them.
-struct Book {
-    key: LessSafeKey,
-    secrets: BTreeMap<String, Kept>,
-}
-
-/// All secrets of a state directory.
+/// Where secrets are.
 #[derive(Debug)]
-pub struct Secrets {
-    file: PathBuf,
-    key_file: PathBuf,
-    book: Mutex<Option<Book>>,
+enum Place {
+    /// In a file of this host's.
+    File(Box<SealedFile>),
+    /// In the catalogue that this host shares with others.
+    Shared(Shared),
 }
+
+/// All secrets of a host.
+#[derive(Debug)]
+pub struct Secrets(Place);
 
 /// The secrets of one team, or of the host: all by id, and the first team's by name.
 #[derive(Debug, Clone, Copy)]
@@ -167,17 +210,21 @@ impl TeamSecrets<'_> {
     }
 }
 
-impl std::fmt::Debug for Book {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Values are not for logs.
-        f.debug_struct("Book").field("secrets", &self.secrets.len()).finish_non_exhaustive()
-    }
-}
-
 impl Secrets {
     /// Those of this directory. Nothing is read yet.
     pub(crate) fn of(state_dir: &Path) -> Self {
-        Self { file: state_dir.join("secrets"), key_file: state_dir.join("secrets.key"), book: Mutex::default() }
+        Self(Place::File(Box::new(SealedFile::of(state_dir))))
+    }
+
+    /// Those that this host shares with others. What it had of its own is brought there, as far as its names are free; the rest stays in its file,
+    /// and is named.
+    pub(crate) async fn shared(state_dir: &Path, rows: Arc<dyn SharedSecrets>) -> Result<Self, SecretError> {
+        let own = SealedFile::of(state_dir);
+        let is_there = own.path().try_exists().map_err(|source| SecretError::File { path: own.path().to_owned(), source })?;
+        if is_there {
+            bring(&own, &*rows).await?;
+        }
+        Ok(Self(Place::Shared(Shared::of(rows))))
     }
 
     /// Keeps a new secret. Durable when this returns.
@@ -190,20 +237,18 @@ impl Secrets {
         let name = name.to_lowercase();
         check_name(&name)?;
         check(&value, &metadata)?;
-        self.change(move |secrets| {
-            let own = || secrets.values().filter(|kept| kept.info.owner == owner);
-            if own().any(|kept| kept.info.name == name) {
-                return Err(SecretError::Exists(name));
-            }
-            if own().count() >= MAX_SECRETS {
-                return Err(SecretError::Limit);
-            }
-            let (id, now) = (format!("{ID_PREFIX}{}", crate::ground::random::alphanumeric(20)), Timestamp::now());
-            let info = SecretInfo { id: id.clone(), owner, name, version: 1, metadata, created_at: now, updated_at: now };
-            secrets.insert(id, Kept { info: info.clone(), value });
-            Ok(info)
-        })
-        .await
+        let (id, now) = (format!("{ID_PREFIX}{}", crate::ground::random::alphanumeric(20)), Timestamp::now());
+        let info = SecretInfo { id, owner, name, version: 1, metadata, created_at: now, updated_at: now };
+        let secret = Secret { info: info.clone(), value: Zeroizing::new(value) };
+        match &self.0 {
+            Place::File(file) => file.add(secret).await?,
+            Place::Shared(shared) => match shared.rows().add(secret, MAX_SECRETS).await? {
+                Added::Kept | Added::Before => shared.has_changed(),
+                Added::NameTaken => return Err(SecretError::Exists(info.name)),
+                Added::TooMany => return Err(SecretError::Limit),
+            },
+        }
+        Ok(info)
     }
 
     /// Replaces the value of a secret, and its metadata if there is some. The value before is forgotten.
@@ -214,89 +259,115 @@ impl Secrets {
         metadata: Option<BTreeMap<String, String>>,
     ) -> Result<SecretInfo, SecretError> {
         check(&value, metadata.as_ref().unwrap_or(&BTreeMap::new()))?;
-        let (scope, reference) = (scope.clone(), reference.to_owned());
-        self.change(move |secrets| {
-            let id = find(secrets, &scope, &reference)?;
-            let kept = secrets.get_mut(&id).ok_or(SecretError::NotFound(reference))?;
-            kept.value = value;
-            kept.info.version += 1;
-            kept.info.updated_at = Timestamp::now();
-            if let Some(metadata) = metadata {
-                kept.info.metadata = metadata;
+        let new = NewValue { value: Zeroizing::new(value), metadata, at: Timestamp::now() };
+        match &self.0 {
+            Place::File(file) => file.renew(scope, reference, new).await,
+            Place::Shared(shared) => {
+                let renewed = shared.rows().renew(scope, reference, new).await;
+                // Also where nobody knows whether it was.
+                shared.has_changed();
+                renewed?.ok_or_else(|| SecretError::NotFound(reference.to_owned()))
             }
-            Ok(kept.info.clone())
-        })
-        .await
+        }
     }
 
     /// The public part of a secret, by id or name.
     pub(crate) async fn get(&self, scope: &Scope, reference: &str) -> Result<SecretInfo, SecretError> {
-        let mut book = self.book.lock().await;
-        let secrets = &self.opened(&mut book)?.secrets;
-        let id = find(secrets, scope, reference)?;
-        Ok(secrets[&id].info.clone())
+        match &self.0 {
+            Place::File(file) => Ok(file.find(scope, reference).await?.info),
+            Place::Shared(shared) => {
+                let found = shared.rows().look(scope, reference).await?;
+                found.ok_or_else(|| SecretError::NotFound(reference.to_owned()))
+            }
+        }
+    }
+
+    /// Whether a secret can be used by whoever begins now.
+    pub(crate) async fn demand(&self, scope: &Scope, reference: &str) -> Result<(), SecretError> {
+        match &self.0 {
+            Place::File(_) => self.get(scope, reference).await.map(drop),
+            Place::Shared(shared) => {
+                let found = shared.rows().open(scope, reference).await?;
+                found.map(drop).ok_or_else(|| SecretError::NotFound(reference.to_owned()))
+            }
+        }
+    }
+
+    /// Whether other hosts have them too.
+    pub(crate) fn are_shared(&self) -> bool {
+        matches!(self.0, Place::Shared(_))
+    }
+
+    /// Has the values be there for as long as what is given, as far as they are known.
+    pub(crate) async fn hold(&self, team: &TeamId, references: &[String]) -> Held {
+        match &self.0 {
+            Place::File(_) => Held::default(),
+            Place::Shared(shared) => shared.hold(team, references).await,
+        }
     }
 
     /// The value of a secret, by id or name: for who puts it where it belongs, and for no client.
     pub(crate) async fn value(&self, scope: &Scope, reference: &str) -> Result<Zeroizing<String>, SecretError> {
-        let mut book = self.book.lock().await;
-        let secrets = &self.opened(&mut book)?.secrets;
-        let id = find(secrets, scope, reference)?;
-        Ok(Zeroizing::new(secrets[&id].value.clone()))
+        match &self.0 {
+            Place::File(file) => Ok(file.find(scope, reference).await?.value),
+            Place::Shared(shared) => shared.value(scope, reference).await,
+        }
     }
 
     /// The public parts of all secrets, in no order.
     async fn list(&self, scope: &Scope) -> Result<Vec<SecretInfo>, SecretError> {
-        let mut book = self.book.lock().await;
-        let infos = self.opened(&mut book)?.secrets.values().map(|kept| &kept.info);
-        Ok(infos.filter(|info| scope.sees(&info.owner)).cloned().collect())
+        match &self.0 {
+            Place::File(file) => file.list(scope).await,
+            Place::Shared(shared) => Ok(shared.rows().list(scope).await?),
+        }
     }
 
     /// Forgets a secret and all its values.
     async fn destroy(&self, scope: &Scope, reference: &str) -> Result<(), SecretError> {
-        let (scope, reference) = (scope.clone(), reference.to_owned());
-        self.change(move |secrets| {
-            let id = find(secrets, &scope, &reference)?;
-            secrets.remove(&id);
-            Ok(())
-        })
-        .await
-    }
-
-    /// Changes a copy, writes it, and lets it count only then.
-    async fn change<T>(
-        &self,
-        change: impl FnOnce(&mut BTreeMap<String, Kept>) -> Result<T, SecretError>,
-    ) -> Result<T, SecretError> {
-        let mut guard = self.book.lock().await;
-        let book = self.opened(&mut guard)?;
-        let mut secrets = book.secrets.clone();
-        let answer = change(&mut secrets)?;
-        let (sealed, file) = (seal(&book.key, &secrets), self.file.clone());
-        // All teams' together: what is not read again must not be written.
-        if sealed.len() as u64 > MAX_FILE_BYTES {
-            return Err(SecretError::Limit);
+        match &self.0 {
+            Place::File(file) => file.remove(scope, reference).await,
+            Place::Shared(shared) => {
+                let removed = shared.rows().remove(scope, reference).await;
+                shared.has_changed();
+                if removed? { Ok(()) } else { Err(SecretError::NotFound(reference.to_owned())) }
+            }
         }
-        let written = tokio::task::spawn_blocking(move || replace(&file, &sealed, PRIVATE)).await.map_err(io::Error::other);
-        written.and_then(|written| written).map_err(|source| SecretError::File { path: self.file.clone(), source })?;
-        book.secrets = secrets;
-        Ok(answer)
     }
+}
 
-    /// The secrets, read now unless they were before. One small file: not worth a thread of its own.
-    fn opened<'a>(&self, book: &'a mut Option<Book>) -> Result<&'a mut Book, SecretError> {
-        if book.is_none() {
-            let key = key(&self.key_file).map_err(|source| SecretError::File { path: self.key_file.clone(), source })?;
-            let sealed = read(&self.file, MAX_FILE_BYTES);
-            let sealed = sealed.map_err(|source| SecretError::File { path: self.file.clone(), source })?;
-            let secrets = match sealed {
-                None => BTreeMap::new(),
-                Some(sealed) => unseal(&key, sealed).ok_or_else(|| SecretError::Sealed { path: self.file.clone() })?,
-            };
-            *book = Some(Book { key, secrets });
+/// Brings what is in a host's own file to where all have theirs. What is there leaves the file, all at once; a crash before that leaves it in both,
+/// and it is brought again, as what it was.
+async fn bring(own: &SealedFile, rows: &dyn SharedSecrets) -> Result<(), SecretError> {
+    let path = own.path().display();
+    let secrets = match own.all().await {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            tracing::error!(file = %path, error = chain(&error), "the secrets that this host had alone cannot be read, and are not the cluster's");
+            return Ok(());
         }
-        Ok(book.as_mut().expect("it was opened above"))
+    };
+    let (mut left, all) = (BTreeMap::new(), secrets.len());
+    for secret in secrets {
+        let info = secret.info.clone();
+        match rows.add(secret, MAX_SECRETS).await? {
+            Added::Kept | Added::Before => {}
+            Added::NameTaken | Added::TooMany => {
+                left.insert(info.id, format!("`{}` of team `{}`", info.name, info.owner));
+            }
+        }
     }
+    let brought = all - left.len();
+    own.keep_only(|id| left.contains_key(id)).await?;
+    if left.is_empty() {
+        tracing::info!(brought, "the secrets that this host had alone are the cluster's now");
+    } else {
+        let left = left.into_values().collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            file = %path, brought, left,
+            "secrets that this host had alone are not the cluster's, which has others of their names, or too many: they stay in the file, and nothing uses them"
+        );
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), SecretError> {
@@ -311,49 +382,6 @@ fn check(value: &str, metadata: &BTreeMap<String, String>) -> Result<(), SecretE
     }
     let long = |(key, value): (&String, &String)| key.len() > MAX_METADATA_BYTES || value.len() > MAX_METADATA_BYTES;
     if metadata.len() > MAX_METADATA || metadata.iter().any(long) { Err(SecretError::Metadata) } else { Ok(()) }
-}
-
-/// The id of the scope's secret that has this id or name.
-fn find(secrets: &BTreeMap<String, Kept>, scope: &Scope, reference: &str) -> Result<String, SecretError> {
-    let name = reference.to_lowercase();
-    let owner = scope.owner();
-    let named = |kept: &&Kept| kept.info.name == name && kept.info.owner == owner;
-    let by_id = secrets.get(reference).filter(|kept| scope.sees(&kept.info.owner));
-    let found = by_id.or_else(|| secrets.values().find(named));
-    found.map(|kept| kept.info.id.clone()).ok_or_else(|| SecretError::NotFound(reference.to_owned()))
-}
-
-fn seal(key: &LessSafeKey, secrets: &BTreeMap<String, Kept>) -> Vec<u8> {
-    // A nonce is drawn for each change of a small file: a billion changes are far from a likely repetition.
-    let nonce = crate::ground::random::bytes::<NONCE_LEN>();
-    let all: Vec<&Kept> = secrets.values().collect();
-    let mut body = serde_json::to_vec(&all).expect("maps with text as keys are JSON");
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(HEAD), &mut body)
-        .expect("the file is far below the cipher's limit");
-    [HEAD, &nonce, &body].concat()
-}
-
-fn unseal(key: &LessSafeKey, sealed: Vec<u8>) -> Option<BTreeMap<String, Kept>> {
-    let rest = sealed.strip_prefix(HEAD)?;
-    let (nonce, body) = rest.split_first_chunk::<NONCE_LEN>()?;
-    let mut body = body.to_vec();
-    let text = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(HEAD), &mut body).ok()?;
-    let all: Vec<Kept> = serde_json::from_slice(text).ok()?;
-    Some(all.into_iter().map(|kept| (kept.info.id.clone(), kept)).collect())
-}
-
-/// The key, made now if there is none.
-fn key(path: &Path) -> io::Result<LessSafeKey> {
-    let bytes = match read(path, KEY_BYTES as u64)? {
-        Some(bytes) => bytes,
-        None => {
-            let bytes = crate::ground::random::bytes::<KEY_BYTES>().to_vec();
-            replace(path, &bytes, PRIVATE)?;
-            bytes
-        }
-    };
-    let unusable = |_| io::Error::new(io::ErrorKind::InvalidData, format!("a key has {KEY_BYTES} bytes, this {}", bytes.len()));
-    Ok(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(unusable)?))
 }
 
 #[cfg(test)]

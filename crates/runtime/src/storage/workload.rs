@@ -4,7 +4,8 @@
 //! the server for the key (JWKS, RFC 7517). The form is that of a JWT-SVID (SPIFFE): the subject is a path below the trust domain, which is the
 //! host of the issuer.
 //!
-//! The key is made when it is first needed, in a file of its owner's. It is read once.
+//! The key is made when it is first needed, in a file of its owner's. It is read once. Hosts that share a catalogue have one key together, so that
+//! who asks any of them believes the tokens of all.
 
 use std::{
     fmt, io,
@@ -33,6 +34,8 @@ const BACKDATED_SECONDS: i64 = 30;
 pub const MAX_TOKENS: usize = 5;
 /// Bytes of an audience: a URL.
 pub const MAX_AUDIENCE_BYTES: usize = 2048;
+/// The key of a host that is alone.
+const FILE: &str = "workload.key";
 /// A key of this curve has some 140 bytes.
 const MAX_KEY_BYTES: u64 = 4 << 10;
 
@@ -51,14 +54,25 @@ pub enum WorkloadError {
     /// The file has no such key.
     #[error("`{}` has no key that tokens could be signed with", .0.display())]
     Key(PathBuf),
+    /// The key of the cluster is none that tokens could be signed with, or cannot be opened.
+    #[error("the key of the cluster that tokens are signed with cannot be opened: what is on record of it was changed")]
+    Shared,
     /// Signing failed: there is no randomness.
     #[error("cannot sign a token")]
     Sign,
 }
 
+/// Where the key is.
+enum Place {
+    /// In a file of this host's.
+    File(PathBuf),
+    /// With all hosts of the cluster, unless it cannot be opened.
+    Shared(Option<Zeroizing<Vec<u8>>>),
+}
+
 /// The key of an installation, and the public part of it.
 pub struct Workload {
-    file: PathBuf,
+    place: Place,
     issuer: String,
     signer: Mutex<Option<Signer>>,
 }
@@ -110,7 +124,22 @@ struct Claims<'a> {
 impl Workload {
     /// The key of this state directory. Nothing is read yet. Tokens say that `issuer`, a URL without a slash at its end, made them.
     pub(crate) fn of(state_dir: &Path, issuer: String) -> Self {
-        Self { file: state_dir.join("workload.key"), issuer, signer: Mutex::default() }
+        Self { place: Place::File(state_dir.join(FILE)), issuer, signer: Mutex::default() }
+    }
+
+    /// The key that this host shares with others, unless it cannot be opened.
+    pub(crate) fn shared(key: Option<Zeroizing<Vec<u8>>>, issuer: String) -> Self {
+        Self { place: Place::Shared(key), issuer, signer: Mutex::default() }
+    }
+
+    /// A key for all hosts: the one that this host has had alone, or a new one. Blocks.
+    pub(crate) fn offer(state_dir: &Path) -> Result<Zeroizing<Vec<u8>>, WorkloadError> {
+        let own = state_dir.join(FILE);
+        let failed = |source| WorkloadError::File { path: own.clone(), source };
+        match private::read(&own, MAX_KEY_BYTES).map_err(failed)?.map(Zeroizing::new) {
+            Some(key) if Signer::of(&key).is_some() => Ok(key),
+            Some(_) | None => made(),
+        }
     }
 
     /// Whom tokens say that they are from.
@@ -161,7 +190,10 @@ impl Workload {
     fn with<T>(&self, sign: impl FnOnce(&Signer) -> Result<T, WorkloadError>) -> Result<T, WorkloadError> {
         let mut signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner);
         if signer.is_none() {
-            *signer = Some(Signer::open(&self.file)?);
+            *signer = Some(match &self.place {
+                Place::File(file) => Signer::open(file)?,
+                Place::Shared(key) => key.as_ref().and_then(|key| Signer::of(key)).ok_or(WorkloadError::Shared)?,
+            });
         }
         sign(signer.as_ref().expect("it was opened above"))
     }
@@ -172,6 +204,12 @@ fn path_of(team: &TeamId) -> String {
     if team.is_first() { String::new() } else { format!("/team/{team}") }
 }
 
+/// A new key.
+fn made() -> Result<Zeroizing<Vec<u8>>, WorkloadError> {
+    let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+    Ok(Zeroizing::new(made.map_err(|_| WorkloadError::Sign)?.as_ref().to_vec()))
+}
+
 fn part(content: &impl Serialize) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(content).expect("these are JSON"))
 }
@@ -180,24 +218,26 @@ impl Signer {
     /// The key of `file`, made now if there is none.
     fn open(file: &Path) -> Result<Self, WorkloadError> {
         let failed = |source| WorkloadError::File { path: file.to_owned(), source };
-        let unusable = || WorkloadError::Key(file.to_owned());
-        let random = SystemRandom::new();
         let bytes = match private::read(file, MAX_KEY_BYTES).map_err(failed)? {
             Some(bytes) => Zeroizing::new(bytes),
             None => {
-                let made =
-                    EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map_err(|_| WorkloadError::Sign)?;
-                private::replace(file, made.as_ref(), private::PRIVATE).map_err(failed)?;
-                Zeroizing::new(made.as_ref().to_vec())
+                let made = made()?;
+                private::replace(file, &made, private::PRIVATE).map_err(failed)?;
+                made
             }
         };
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &bytes, &random).map_err(|_| unusable())?;
+        Self::of(&bytes).ok_or_else(|| WorkloadError::Key(file.to_owned()))
+    }
+
+    /// None where this is no such key.
+    fn of(key: &[u8]) -> Option<Self> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key, &SystemRandom::new()).ok()?;
         let mut signer = Self { pair, id: String::new() };
         let PublicKey { x, y, .. } = signer.public();
         // The members that a thumbprint is made of, in their order.
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
         signer.id = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, canonical.as_bytes()));
-        Ok(signer)
+        Some(signer)
     }
 
     fn public(&self) -> PublicKey {

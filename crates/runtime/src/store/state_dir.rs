@@ -79,6 +79,9 @@ pub enum OpenError {
     /// Machines that others could have by now cannot be stopped, or those that are this server's not go on.
     #[error("nobody watches the lease of this host")]
     Fence(#[source] std::io::Error),
+    /// What is put into requests, and that hosts of a cluster have together, is not to be had.
+    #[error("cannot use the secrets and keys of the cluster")]
+    Secrets(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The network could not be prepared.
     #[error("cannot prepare the network")]
     Network(#[source] firkin_network::OpenError),

@@ -38,16 +38,13 @@ struct Named {
     template: String,
     #[serde(default, rename = "volumeMounts")]
     volumes: Option<serde_json::Value>,
-    #[serde(default)]
-    network: Option<serde_json::Value>,
 }
 
 impl Named {
-    /// Whether it names what each node has of its own: volumes, and secrets that requests are filled with.
+    /// Whether it names what each node has of its own: volumes.
     fn is_of_one_node(&self) -> bool {
         let has_any = |value: &serde_json::Value| value.as_array().is_none_or(|items| !items.is_empty()) && !value.is_null();
         self.volumes.as_ref().is_some_and(has_any)
-            || self.network.as_ref().is_some_and(|network| network.get("rules").is_some_and(has_any))
     }
 }
 

@@ -71,7 +71,8 @@ impl From<SecretError> for ApiError {
             SecretError::Exists(_) => Self::conflict(error.to_string()),
             SecretError::NotFound(_) => Self::not_found(error.to_string()),
             SecretError::Limit => Self::secret_limit(error.to_string()),
-            SecretError::File { .. } | SecretError::Sealed { .. } => Self::internal(&error),
+            SecretError::Unreadable(_) => Self::secret_unreadable(error.to_string()),
+            SecretError::File { .. } | SecretError::Sealed { .. } | SecretError::Shared(_) => Self::internal(&error),
         }
     }
 }

@@ -136,6 +136,7 @@ impl Bench {
             catalog: None,
             fetch: None,
             claims: None,
+            secrets: None,
             fence: None,
             copies: None,
             capacity: HostCapacity { cpus, memory_mib: 1 << 20, disk_mib: 1 << 30 },

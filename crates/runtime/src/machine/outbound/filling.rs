@@ -1,10 +1,12 @@
 //! Values that are put into requests of a sandbox: secrets and identity tokens, which it never has.
 //!
 //! Everything that it takes belongs to the installation and not to a sandbox: its secrets, the key of its tokens, and the authority that
-//! sandboxes with such rules trust. The authority is made when the first of them comes.
+//! sandboxes with such rules trust. The authority is made when the first of them comes. Of hosts that share a catalogue, all of that is all hosts': a
+//! sandbox goes on wherever its memory does, and trusts the same authority there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -14,12 +16,13 @@ use firkin_egress::{
     Authority, AuthorityError, HostName, Reference, Sides, Termination, Transform, TransformError, Transforms, TrustError,
     ValueError, Values,
 };
+use firkin_files::private;
 use zeroize::Zeroizing;
 
 use crate::{
     ground::team::Scope,
     storage::{
-        secrets::{SecretError, Secrets},
+        secrets::{Held, SecretError, Secrets},
         workload::Workload,
     },
     store::spec::{Filled, Steered, WorkloadToken},
@@ -43,6 +46,9 @@ pub enum FillingError {
     /// There is no authority to be trusted.
     #[error("cannot take the place of hosts")]
     Authority(#[from] AuthorityError),
+    /// The authority of the cluster is none, or cannot be opened.
+    #[error("the authority of the cluster cannot be opened: what is on record of it was changed")]
+    SharedAuthority,
     /// No host can be believed.
     #[error("cannot speak with hosts")]
     Trust(#[from] TrustError),
@@ -53,7 +59,30 @@ impl FillingError {
     pub(super) fn is_asked_for(&self) -> bool {
         match self {
             Self::Rules(_) | Self::NoToken(_) | Self::NoSecret(_) => true,
-            Self::Secret(_) | Self::Authority(_) | Self::Trust(_) => false,
+            Self::Secret(_) | Self::Authority(_) | Self::SharedAuthority | Self::Trust(_) => false,
+        }
+    }
+}
+
+/// The authority of a host that is alone.
+const FILE: &str = "egress-authority.pem";
+
+/// What a key and a certificate have at most.
+const MAX_PEM_BYTES: u64 = 64 << 10;
+
+/// Where the authority is.
+enum Place {
+    /// In a file of this host's.
+    File(PathBuf),
+    /// With all hosts of the cluster, unless it cannot be opened.
+    Shared(Option<Zeroizing<Vec<u8>>>),
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.fmt(f),
+            Self::Shared(_) => f.write_str("Shared"),
         }
     }
 }
@@ -63,14 +92,34 @@ impl FillingError {
 pub(crate) struct Filling {
     secrets: Arc<Secrets>,
     workload: Arc<Workload>,
-    file: PathBuf,
+    authority: Place,
     sides: Mutex<Option<(Arc<Authority>, Arc<Sides>)>>,
 }
 
 impl Filling {
     /// Nothing is read yet.
     pub(crate) fn of(state_dir: &Path, secrets: Arc<Secrets>, workload: Arc<Workload>) -> Arc<Self> {
-        Arc::new(Self { secrets, workload, file: state_dir.join("egress-authority.pem"), sides: Mutex::default() })
+        Arc::new(Self { secrets, workload, authority: Place::File(state_dir.join(FILE)), sides: Mutex::default() })
+    }
+
+    /// With the authority that this host shares with others, unless it cannot be opened.
+    pub(crate) fn shared(authority: Option<Zeroizing<Vec<u8>>>, secrets: Arc<Secrets>, workload: Arc<Workload>) -> Arc<Self> {
+        Arc::new(Self { secrets, workload, authority: Place::Shared(authority), sides: Mutex::default() })
+    }
+
+    /// An authority for all hosts: the one that this host has had alone, or a new one. Blocks.
+    pub(crate) fn offer(state_dir: &Path) -> Result<Zeroizing<Vec<u8>>, FillingError> {
+        match Self::own(state_dir)? {
+            Some(own) => Ok(own),
+            None => Ok(Zeroizing::new(Authority::make()?.into_bytes())),
+        }
+    }
+
+    /// The authority that this host has had alone, if it is one. Blocks.
+    pub(crate) fn own(state_dir: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, FillingError> {
+        let file = state_dir.join(FILE);
+        let own = private::read(&file, MAX_PEM_BYTES).map_err(|source| AuthorityError::File { path: file, source })?;
+        Ok(own.map(Zeroizing::new).filter(|own| matches!(authority(own), Ok(Some(_)))))
     }
 
     /// The certificate that sandboxes must trust, PEM. Blocks.
@@ -104,15 +153,21 @@ impl Filling {
     /// Refuses rules that name a secret which there is not. It may come and go later: then requests fail.
     pub(crate) async fn check_secrets(&self, steered: &Steered) -> Result<(), FillingError> {
         let team = Scope::Team(steered.team.clone());
-        for reference in transforms(&steered.filled)?.references() {
-            if let Reference::Secret(name) = reference {
-                self.secrets.get(&team, name).await.map_err(|error| match error {
-                    SecretError::NotFound(name) => FillingError::NoSecret(name),
-                    other => FillingError::Secret(other),
-                })?;
-            }
+        for name in named(&transforms(&steered.filled)?) {
+            self.secrets.demand(&team, &name).await.map_err(|error| match error {
+                SecretError::NotFound(name) => FillingError::NoSecret(name),
+                other => FillingError::Secret(other),
+            })?;
         }
         Ok(())
+    }
+
+    /// Has the values that these rules name be there for as long as what is given, whoever else is away meanwhile.
+    pub(crate) async fn hold(&self, steered: &Steered) -> Result<Held, FillingError> {
+        if steered.filled.is_empty() || !self.secrets.are_shared() {
+            return Ok(Held::default());
+        }
+        Ok(self.secrets.hold(&steered.team, &named(&transforms(&steered.filled)?)).await)
     }
 
     fn sides(&self) -> Result<(Arc<Authority>, Arc<Sides>), FillingError> {
@@ -120,11 +175,19 @@ impl Filling {
         if let Some(there) = &*sides {
             return Ok(there.clone());
         }
-        let authority = Arc::new(Authority::open(&self.file)?);
+        let authority = Arc::new(match &self.authority {
+            Place::File(file) => Authority::open(file)?,
+            Place::Shared(Some(pem)) => authority(pem)?.ok_or(FillingError::SharedAuthority)?,
+            Place::Shared(None) => return Err(FillingError::SharedAuthority),
+        });
         let made = (Arc::clone(&authority), Arc::new(Sides::new(authority, None)?));
         *sides = Some(made.clone());
         Ok(made)
     }
+}
+
+fn authority(pem: &[u8]) -> Result<Option<Authority>, AuthorityError> {
+    std::str::from_utf8(pem).map_or(Ok(None), Authority::of)
 }
 
 fn transforms(rules: &[Filled]) -> Result<Transforms, TransformError> {
@@ -135,6 +198,15 @@ fn transforms(rules: &[Filled]) -> Result<Transforms, TransformError> {
     };
     let rules: Vec<_> = rules.iter().map(|rule| Ok((rule.host.as_str(), transform(rule)?))).collect::<Result<_, _>>()?;
     Transforms::parse(rules.into_iter())
+}
+
+/// The secrets that these need.
+fn named(transforms: &Transforms) -> Vec<String> {
+    let names = transforms.references().filter_map(|reference| match reference {
+        Reference::Secret(name) => Some(name.clone()),
+        Reference::Token(_) => None,
+    });
+    names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The values of one sandbox.

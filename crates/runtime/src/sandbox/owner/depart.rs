@@ -48,7 +48,7 @@ pub enum Bound {
     /// It has volumes.
     #[error("sandbox `{0}` has volumes, whose files are on its own host")]
     Volumes(SandboxId),
-    /// Its network rules have secrets in them, and its guest trusts this installation's authority.
+    /// Its network rules have secrets in them, which are this host's alone, and its guest trusts this host's authority.
     #[error("the network rules of sandbox `{0}` have secrets, which are on its own host")]
     Secrets(SandboxId),
     /// What holds it is encrypted.
@@ -149,7 +149,7 @@ pub(crate) fn demand_unbound_as(shared: &Shared, id: &SandboxId, spec: &CreateSa
     if !spec.volumes.is_empty() {
         return Err(Bound::Volumes(id()));
     }
-    if is_filled(&spec.internet) {
+    if is_filled(&spec.internet) && shared.config.secrets.is_none() {
         return Err(Bound::Secrets(id()));
     }
     Ok(())
