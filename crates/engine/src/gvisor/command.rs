@@ -177,13 +177,43 @@ fn apart(mut command: Command, meminfo: Option<PathBuf>, view: View) -> io::Resu
     thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts `runsc` has panicked")))
 }
 
-/// The last thing that the command said.
+/// Longest end of the command's log that is looked at, and longest reason that is passed on.
+const MAX_LOG_BYTES: u64 = 64 << 10;
+const MAX_REASON_CHARS: usize = 1000;
+
+/// The last thing that the command said: an object of JSON, in whose text there may be anything.
 fn reason(log: &Path) -> Option<String> {
     #[derive(Deserialize)]
     struct Line {
         msg: String,
     }
-    let text = instance::tail(log).ok()?;
-    let line = text.rsplit(['\n', '}']).find_map(|line| serde_json::from_str::<Line>(&format!("{}}}", line.trim())).ok())?;
-    Some(line.msg)
+    let text = instance::last(log, MAX_LOG_BYTES).ok()?;
+    let line = |(at, _)| serde_json::Deserializer::from_str(&text[at..]).into_iter::<Line>().next()?.ok();
+    let last = text.rmatch_indices('{').find_map(line)?;
+    Some(last.msg.chars().take(MAX_REASON_CHARS).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_last_that_was_said_whatever_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let said = |text: &str| {
+            fs_err::write(&log, text).unwrap();
+            reason(&log)
+        };
+        let first = r#"{"msg":"first","level":"info"}"#;
+        for last in [r#"{"msg":"last","level":"error"}"#, "{\"msg\":\"last\"}\n"] {
+            assert_eq!(said(&format!("{first}{last}")).as_deref(), Some("last"));
+        }
+        let odd = r#"open files: map[] {"a": 1} } of \"{\""#;
+        let line = serde_json::json!({"msg": odd, "level": "error"}).to_string();
+        assert_eq!(said(&format!("{first}\n{line}\n")).as_deref(), Some(odd));
+        let long = serde_json::json!({"msg": "x".repeat(20_000)}).to_string();
+        assert_eq!(said(&format!("{first}{long}")), Some("x".repeat(MAX_REASON_CHARS)));
+        assert_eq!([said(""), said("no object {")], [None, None]);
+    }
 }

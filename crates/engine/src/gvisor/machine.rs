@@ -309,6 +309,21 @@ impl GvisorMachine {
         self
     }
 
+    /// Makes a directory with its state in it. What is refused is tried once more: it may be a matter of the moment, and the sandbox goes on in either case.
+    async fn save(&mut self, into: &Path) -> Result<(), MachineError> {
+        let made = || fs_err::create_dir(into).map_err(|source| file_error(into, source));
+        made()?;
+        match self.checkpoint(into).await {
+            Err(MachineError::Refused { reason, .. }) => {
+                tracing::warn!(reason, "the state of a sandbox could not be saved, which is tried once more");
+                fs_err::remove_dir_all(into).map_err(|source| file_error(into, source))?;
+                made()?;
+                self.checkpoint(into).await
+            }
+            done => done,
+        }
+    }
+
     async fn checkpoint(&mut self, into: &Path) -> Result<(), MachineError> {
         const PHASE: &str = "to save its state";
         let mut image = std::ffi::OsString::from("--image-path=");
@@ -380,8 +395,7 @@ impl Machine for GvisorMachine {
         self.demand_paused("snapshot").await?;
         let started = Instant::now();
         let image = dir.join(CHECKPOINT_DIR);
-        fs_err::create_dir(&image).map_err(|source| file_error(&image, source))?;
-        self.checkpoint(&image).await?;
+        self.save(&image).await?;
         let (origin, state) = (self.parts.record.origin.clone(), dir.join(parts::STATE));
         let (from, to) = (image.clone(), state.clone());
         let memory_time = started.elapsed();
