@@ -16,6 +16,20 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Longest part of a list: a page of sandboxes, each with as much metadata as it may have, is far shorter.
 const MAX_BYTES: usize = 32 << 20;
 
+/// Longest answer of who is asked for one thing.
+const MAX_FOUND_BYTES: usize = 4 << 10;
+
+/// What nodes are asked.
+#[derive(Debug, Clone, Copy)]
+struct Question<'a> {
+    identity: &'a Identity,
+    path: &'a str,
+    /// Longest answer.
+    most_bytes: usize,
+    /// Whether who asks has shown a key or token: what anybody at all can cause is not written into the log.
+    is_known: bool,
+}
+
 /// What other nodes have.
 #[derive(Debug)]
 pub(crate) struct Gathered<T> {
@@ -45,7 +59,8 @@ impl<T> Gathered<T> {
 /// Has all other nodes answer this path.
 pub(crate) async fn gather<T: DeserializeOwned>(nodes: &Arc<dyn Nodes>, identity: &Identity, path: &str) -> Gathered<T> {
     let mut gathered = Gathered::none();
-    for answer in join_all(nodes.others().into_iter().map(|other| ask_in_time(nodes, other, identity, path))).await {
+    let question = Question { identity, path, most_bytes: MAX_BYTES, is_known: true };
+    for answer in join_all(nodes.others().into_iter().map(|other| ask_in_time(nodes, other, question))).await {
         match answer {
             Ok((_, head, part)) => gathered.parts.push((head, part)),
             Err(name) => gathered.missing.push(name),
@@ -71,7 +86,8 @@ pub(crate) async fn find<T: DeserializeOwned, U>(
     is_it: impl Fn(T) -> Option<U>,
 ) -> Found<U> {
     let others = nodes.others().into_iter();
-    let mut asked: FuturesUnordered<_> = others.map(|other| ask_in_time(nodes, other, identity, path)).collect();
+    let question = Question { identity, path, most_bytes: MAX_FOUND_BYTES, is_known: false };
+    let mut asked: FuturesUnordered<_> = others.map(|other| ask_in_time(nodes, other, question)).collect();
     let mut missing = Vec::new();
     while let Some(answer) = asked.next().await {
         match answer {
@@ -91,20 +107,23 @@ pub(crate) async fn find<T: DeserializeOwned, U>(
 async fn ask_in_time<T: DeserializeOwned>(
     nodes: &Arc<dyn Nodes>,
     Other { id, name, alive, .. }: Other,
-    identity: &Identity,
-    path: &str,
+    question: Question<'_>,
 ) -> Result<(NodeId, HeaderMap, T), String> {
     if !alive {
         return Err(name);
     }
-    match tokio::time::timeout(DEADLINE, ask(nodes, &id, identity, path)).await {
-        Ok(Some((head, part))) => Ok((id, head, part)),
-        Ok(None) => Err(name),
-        Err(_) => {
-            tracing::warn!(node = %id, path = route(path), "a node did not answer for a list in time");
-            Err(name)
-        }
+    let answer = tokio::time::timeout(DEADLINE, ask(nodes, &id, question)).await;
+    let why = match answer {
+        Ok(Ok((head, part))) => return Ok((id, head, part)),
+        Ok(Err(why)) => why,
+        Err(_) => "it did not answer in time".to_owned(),
+    };
+    let path = route(question.path);
+    match question.is_known {
+        true => tracing::warn!(node = %id, path, why, "a node did not answer what all are asked"),
+        false => tracing::debug!(node = %id, path, why, "a node did not answer what all are asked"),
     }
+    Err(name)
 }
 
 /// A path without its query, which may open something.
@@ -112,32 +131,20 @@ fn route(path: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
+/// Its answer, or why there is none.
 async fn ask<T: DeserializeOwned>(
     nodes: &Arc<dyn Nodes>,
     node: &NodeId,
-    identity: &Identity,
-    path: &str,
-) -> Option<(HeaderMap, T)> {
+    Question { identity, path, most_bytes, .. }: Question<'_>,
+) -> Result<(HeaderMap, T), String> {
     let request = Request::get(path).header("host", "localhost").header(IDENTITY, identity.to_header()).body(Body::empty());
-    let request = request.ok()?;
-    let response = match nodes.send(node, request).await {
-        Ok(response) => response,
-        Err(error) => {
-            tracing::warn!(%node, path = route(path), error = %firkin_causes::chain(&error), "a node did not answer for a list");
-            return None;
-        }
-    };
+    let request = request.map_err(|error| error.to_string())?;
+    let response = nodes.send(node, request).await.map_err(|error| firkin_causes::chain(&error))?;
     let (parts, body) = response.into_parts();
     if parts.status != StatusCode::OK {
-        tracing::warn!(%node, path = route(path), status = parts.status.as_u16(), "a node refused a part of a list");
-        return None;
+        return Err(format!("it was refused: {}", parts.status));
     }
-    let body = Limited::new(body, MAX_BYTES).collect().await.ok()?.to_bytes();
-    match serde_json::from_slice(&body) {
-        Ok(part) => Some((parts.headers, part)),
-        Err(error) => {
-            tracing::warn!(%node, path = route(path), %error, "a node's part of a list cannot be understood");
-            None
-        }
-    }
+    let body = Limited::new(body, most_bytes).collect().await.map_err(|error| firkin_causes::chain(&*error))?.to_bytes();
+    let part = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    Ok((parts.headers, part))
 }

@@ -24,17 +24,35 @@ const FORGIVEN_AFTER: Duration = Duration::from_millis(100);
 /// Places that peers share.
 const PLACES: usize = 1024;
 
+/// Searches among other nodes that a peer may have under way; this host, who speaks for many, has more.
+const SEARCHES: [u8; 2] = [16, 128];
+
 /// The misses of all peers.
 #[derive(Debug)]
 pub(crate) struct Misses {
     hasher: RandomState,
     /// When all misses of a place will have been forgiven.
     clear_at: Mutex<[Option<Instant>; PLACES]>,
+    /// Searches that are under way, by place.
+    under_way: Mutex<[u8; PLACES]>,
+}
+
+/// A search of a peer, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Searching<'a> {
+    misses: &'a Misses,
+    place: usize,
+}
+
+impl Drop for Searching<'_> {
+    fn drop(&mut self) {
+        self.misses.under_way.lock().unwrap_or_else(PoisonError::into_inner)[self.place] -= 1;
+    }
 }
 
 impl Default for Misses {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), clear_at: Mutex::new(array::from_fn(|_| None)) }
+        Self { hasher: RandomState::new(), clear_at: Mutex::new(array::from_fn(|_| None)), under_way: Mutex::new([0; PLACES]) }
     }
 }
 
@@ -45,10 +63,24 @@ impl Misses {
         clear_at[self.place(peer)].is_none_or(|clear_at| clear_at.saturating_duration_since(now) < FORGIVEN_AFTER * BURST)
     }
 
+    /// Begins a search among other nodes, unless this peer has enough of them under way: what it asks may wait for a node that is away, and has no effect
+    /// on whether others may.
+    pub(crate) fn search(&self, peer: Option<IpAddr>) -> Option<Searching<'_>> {
+        let place = self.place(peer);
+        let [most, of_this_host] = SEARCHES;
+        let most = if is_this_host(peer) { of_this_host } else { most };
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way[place] >= most {
+            return None;
+        }
+        under_way[place] += 1;
+        Some(Searching { misses: self, place })
+    }
+
     /// Takes down that this peer's signature was nobody's.
     pub(crate) fn missed(&self, peer: Option<IpAddr>, now: Instant) {
         let place = self.place(peer);
-        if peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+        if is_this_host(peer) {
             return;
         }
         let mut clear_at = self.clear_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,9 +98,25 @@ impl Misses {
     }
 }
 
+fn is_this_host(peer: Option<IpAddr>) -> bool {
+    peer.is_some_and(|peer| peer.to_canonical().is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_has_few_searches_under_way() {
+        let misses = Misses::default();
+        for (peer, most) in ["192.0.2.1", "127.0.0.1"].into_iter().zip(SEARCHES) {
+            let peer = Some(peer.parse().unwrap());
+            let mut own: Vec<_> = std::iter::from_fn(|| misses.search(peer)).take(1000).collect();
+            assert_eq!(own.len(), usize::from(most));
+            own.pop();
+            assert!(misses.search(peer).is_some(), "one is over");
+        }
+    }
 
     #[test]
     fn a_peer_that_is_wrong_too_often_waits_and_is_forgiven() {
