@@ -10,7 +10,11 @@ use std::{
 use firkin_causes::chain;
 use jiff::Timestamp;
 
-use crate::{ground::ids::TemplateId, shared::Shared, store::Spawns};
+use crate::{
+    ground::ids::TemplateId,
+    shared::Shared,
+    store::{Spawns, StoreError},
+};
 
 /// For how long what comes is written down together. A server that is killed has not counted it.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -43,6 +47,17 @@ impl SpawnCounts {
         std::mem::take(&mut waiting.counts)
     }
 
+    /// What could not be written down is with the next that comes.
+    fn put_back(&self, counts: HashMap<TemplateId, Spawns>) {
+        let mut waiting = self.waiting();
+        waiting.is_written = false;
+        for (template, Spawns { count, last_at }) in counts {
+            let spawns = waiting.counts.entry(template).or_insert(Spawns { count: 0, last_at });
+            spawns.count += count;
+            spawns.last_at = spawns.last_at.max(last_at);
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Each holder makes one change, so what is there is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -65,8 +80,11 @@ pub(crate) fn count(shared: &Arc<Shared>, template: TemplateId) {
             if counts.is_empty() {
                 return;
             }
-            if let Err(error) = writer.store.count_spawns(counts).await {
+            if let Err(error) = writer.store.count_spawns(counts.clone()).await {
                 tracing::warn!(error = chain(&error), "cannot count sandboxes of templates");
+                // Nothing is counted twice.
+                let counts = if matches!(error, StoreError::Unknown { .. }) { HashMap::new() } else { counts };
+                return writer.spawns.put_back(counts);
             }
         }
     });
@@ -89,6 +107,11 @@ mod tests {
         let then = HashMap::from([(a.clone(), Spawns { count: 2, last_at: at(3) }), (b, Spawns { count: 1, last_at: at(4) })]);
         assert_eq!(counts.take(), then);
         assert!(counts.take().is_empty());
-        assert!(counts.add(a, at(5)), "who wrote is done");
+        assert!(counts.add(a.clone(), at(5)), "who wrote is done");
+        let failed = counts.take();
+        assert!(!counts.add(a.clone(), at(7)));
+        counts.put_back(failed);
+        assert!(counts.add(a.clone(), at(6)), "the next writes what could not be written");
+        assert_eq!(counts.take(), HashMap::from([(a, Spawns { count: 3, last_at: at(7) })]));
     }
 }

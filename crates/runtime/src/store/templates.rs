@@ -264,7 +264,9 @@ impl Store {
             for (id, Spawns { count, last_at }) in &counts {
                 let Some(family) = family(tx, id)? else { continue };
                 let spawn_count = family.spawn_count.saturating_add(*count);
-                put_family(tx, &FamilyRecord { spawn_count, last_spawned_at: Some(*last_at), ..family })?;
+                // Another server may have counted a later one.
+                let last_spawned_at = family.last_spawned_at.max(Some(*last_at));
+                put_family(tx, &FamilyRecord { spawn_count, last_spawned_at, ..family })?;
             }
             Ok(())
         })

@@ -28,26 +28,32 @@ use crate::{
 
 mod plan;
 
-/// How long nothing is collected, as a multiple of what it took the last time.
+/// How long nothing is collected after a collection, as a multiple of what that took.
 const REST: u32 = 9;
 
 /// And at least, and at most.
 const RESTS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 
-/// Collects whenever that is wanted, until the runtime stops. It looks at all that is on record, and one that ends each few milliseconds wants it: so it
-/// takes a tenth of the time, and what is wanted meanwhile is done once.
+/// Collects whenever that is wanted, until the runtime stops. It looks at all that is on record, and each sandbox that ends wants it: so it rests after
+/// it, and takes a tenth of the time at most, unless it takes longer than half a second. What is wanted meanwhile is done once.
 pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             () = shared.collection_wanted() => {}
             () = shared.stopping.cancelled() => return,
         }
-        let begun = Instant::now();
-        if let Err(error) = keep(&shared).await {
+        let (kept, took) = {
+            let turn = shared.collecting.lock().await;
+            let begun = Instant::now();
+            let kept = keep_in_turn(&shared).await;
+            drop(turn);
+            (kept, begun.elapsed())
+        };
+        if let Err(error) = kept {
             tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
         }
         tokio::select! {
-            () = tokio::time::sleep(rest_after(begun.elapsed())) => {}
+            () = tokio::time::sleep(rest_after(took)) => {}
             () = shared.stopping.cancelled() => return,
         }
     }
@@ -62,6 +68,10 @@ fn rest_after(took: Duration) -> Duration {
 /// nothing when there is no budget.
 pub(crate) async fn keep(shared: &Shared) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
     let _turn = shared.collecting.lock().await;
+    keep_in_turn(shared).await
+}
+
+async fn keep_in_turn(shared: &Shared) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
     collect(shared).await?;
     if let Err(error) = programs::forget_unnamed(shared).await {
         tracing::warn!(error = chain(&error), "cannot tell which programs of engines are needed: all are kept");

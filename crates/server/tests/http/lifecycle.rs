@@ -221,7 +221,8 @@ async fn templates_are_shown_and_protected() {
     assert_eq!(bench.call("GET", "/v2/templates?limit=5", "").await.expect(200).text("/0/templateID"), id);
     let sandbox = bench.create("").await;
     // Nobody waits for the count, and it comes.
-    while bench.call("GET", "/templates", "").await.expect(200).body[0]["spawnCount"] != 1 {}
+    let counted = async { while bench.call("GET", "/templates", "").await.expect(200).body[0]["spawnCount"] != 1 {} };
+    tokio::time::timeout(crate::bench::DEADLINE, counted).await.expect("it is counted");
     let refused = bench.call("DELETE", &format!("/templates/{id}"), "").await.expect(409);
     assert!(refused.text("/message").contains(&sandbox));
     bench.call("DELETE", &format!("/sandboxes/{sandbox}"), "").await.expect(204);
