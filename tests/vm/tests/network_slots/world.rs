@@ -171,7 +171,7 @@ impl Namespace {
 /// Datagrams of one guest to one server and back. Each question has a number, so that no late answer is taken for that to a later one.
 pub(crate) struct Flow {
     socket: UdpSocket,
-    asked: Cell<u8>,
+    asked: Cell<u32>,
 }
 
 impl Flow {
@@ -187,15 +187,15 @@ impl Flow {
     }
 
     /// Asks once, and tells whether an answer comes to what was asked since `first`.
-    fn is_answered_since(&self, first: u8) -> bool {
+    fn is_answered_since(&self, first: u32) -> bool {
         self.asked.set(self.asked.get() + 1);
         let mut buffer = [0; 64];
         // What was refused before is told by the next call, whichever it is.
-        if self.socket.send(&[b'?', self.asked.get()]).is_err() {
+        if self.socket.send(&[&b"?"[..], &self.asked.get().to_be_bytes()].concat()).is_err() {
             return false;
         }
         while let Ok(length) = self.socket.recv(&mut buffer) {
-            if buffer[..length].last().is_some_and(|number| *number >= first) {
+            if buffer[..length].last_chunk().is_some_and(|number| u32::from_be_bytes(*number) >= first) {
                 return true;
             }
         }
