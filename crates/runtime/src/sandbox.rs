@@ -6,7 +6,6 @@ pub(crate) mod mounts;
 pub mod owner;
 pub(crate) mod refusal;
 pub(crate) mod sampler;
-pub(crate) mod spawns;
 pub mod stale_state;
 pub mod trust;
 

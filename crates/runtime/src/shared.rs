@@ -11,10 +11,12 @@ use crate::{
     capacity::TeamBook,
     machine::{launch::FilesInMemory, network::Links, outbound::Filling, session::EngineLauncher},
     restore::RestoreGates,
-    sandbox::spawns::SpawnCounts,
     storage::{keys::Keys, secrets::Secrets, uploads::Files, volumes::Volumes, workload::Workload},
     store::{Store, state_dir::StateLock},
-    telemetry::{activity::Activity, changes::Feed, copies::Copying, history::History, metrics::Metrics, webhooks::Webhooks},
+    telemetry::{
+        activity::Activity, changes::Feed, copies::Copying, history::History, metrics::Metrics, spawns::SpawnCounts,
+        webhooks::Webhooks,
+    },
 };
 
 pub mod config;

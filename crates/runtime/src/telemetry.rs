@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod nodes;
 pub mod phases;
+pub(crate) mod spawns;
 pub(crate) mod standing;
 mod teams;
 mod timing;

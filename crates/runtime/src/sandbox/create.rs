@@ -11,16 +11,20 @@
 //! nothing: what waits in the pool was never this sandbox.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use firkin_causes::chain;
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, Span};
 
 use crate::{
     capacity::{Shares, TeamQuotaError},
     ground::{
+        ids::TemplateId,
         reference::{NoTemplate, Sought},
         team::Scope,
     },
@@ -29,7 +33,6 @@ use crate::{
     sandbox::{
         mounts::{self, MountsError},
         owner::{Continuation, Owner, Owners, check_timeout},
-        spawns,
         trust::{GuestTrustError, is_filled},
     },
     shared::Shared,
@@ -38,6 +41,7 @@ use crate::{
         StoreError,
         spec::{CreateSandbox, InvalidTimeout, Memory, OnTimeout, RuntimeSandbox, TooMuchMetadata},
     },
+    telemetry::spawns::TOGETHER,
 };
 
 /// Why a sandbox was not created.
@@ -118,7 +122,7 @@ pub(crate) async fn create(
     let found = Found::new(life, artifact, pin, begun).holding(volumes);
     let found = taken.into_iter().fold(found, Found::with_shares);
     let created = SandboxCreate::begin(owners, found).await?;
-    spawns::count(shared, record.id);
+    count(shared, record.id);
     Ok(created)
 }
 
@@ -217,4 +221,30 @@ async fn launch(owners: &Owners, found: Found) -> Result<Launched, SnapshotResto
         Err(proven) => (proven.admit(&shared.gates).await?.launch(&shared.launcher).await?, None),
     };
     Ok(found.launched(shared, report, claimed))
+}
+
+/// Counts a sandbox of a template.
+fn count(shared: &Arc<Shared>, template: TemplateId) {
+    if !shared.spawns.add(template, Timestamp::now()) {
+        return;
+    }
+    let writer = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TOGETHER) => {}
+                () = writer.stopping.cancelled() => {}
+            }
+            let counts = writer.spawns.take();
+            if counts.is_empty() {
+                return;
+            }
+            if let Err(error) = writer.store.count_spawns(counts.clone()).await {
+                tracing::warn!(error = chain(&error), "cannot count sandboxes of templates");
+                // Nothing is counted twice.
+                let counts = if matches!(error, StoreError::Unknown { .. }) { HashMap::new() } else { counts };
+                return writer.spawns.put_back(counts);
+            }
+        }
+    });
 }

@@ -34,8 +34,9 @@ const REST: u32 = 9;
 /// And at least, and at most.
 const RESTS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 
-/// Collects whenever that is wanted, until the runtime stops. It looks at all that is on record, and each sandbox that ends wants it: so it rests after
-/// it, and takes a tenth of the time at most, unless it takes longer than half a second. What is wanted meanwhile is done once.
+/// Collects whenever that is wanted, until the runtime stops. It looks at all that is on record, and each sandbox that ends wants it. In a catalogue that
+/// hosts share all writers wait for that: so there it rests, and takes a tenth of the time at most, unless it takes longer than half a second. What is
+/// wanted meanwhile is done once.
 pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
     loop {
         tokio::select! {
@@ -51,6 +52,9 @@ pub(crate) async fn keep_whenever_wanted(shared: Arc<Shared>) {
         };
         if let Err(error) = kept {
             tracing::warn!(error = chain(&*error), "cannot collect unused artifacts");
+        }
+        if !shared.store.is_shared() {
+            continue;
         }
         tokio::select! {
             () = tokio::time::sleep(rest_after(took)) => {}

@@ -3,21 +3,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use firkin_causes::chain;
 use jiff::Timestamp;
 
-use crate::{
-    ground::ids::TemplateId,
-    shared::Shared,
-    store::{Spawns, StoreError},
-};
+use crate::{ground::ids::TemplateId, store::Spawns};
 
 /// For how long what comes is written down together. A server that is killed has not counted it.
-const TOGETHER: Duration = Duration::from_secs(1);
+pub(crate) const TOGETHER: Duration = Duration::from_secs(1);
 
 /// What is not written down yet.
 #[derive(Debug, Default)]
@@ -32,7 +27,7 @@ struct Waiting {
 
 impl SpawnCounts {
     /// One more. Whether it falls to who asks to write it down.
-    fn add(&self, template: TemplateId, at: Timestamp) -> bool {
+    pub(crate) fn add(&self, template: TemplateId, at: Timestamp) -> bool {
         let mut waiting = self.waiting();
         let spawns = waiting.counts.entry(template).or_insert(Spawns { count: 0, last_at: at });
         spawns.count += 1;
@@ -41,14 +36,14 @@ impl SpawnCounts {
     }
 
     /// What has come, for who writes; with nothing, he is done.
-    fn take(&self) -> HashMap<TemplateId, Spawns> {
+    pub(crate) fn take(&self) -> HashMap<TemplateId, Spawns> {
         let mut waiting = self.waiting();
         waiting.is_written = !waiting.counts.is_empty();
         std::mem::take(&mut waiting.counts)
     }
 
     /// What could not be written down is with the next that comes.
-    fn put_back(&self, counts: HashMap<TemplateId, Spawns>) {
+    pub(crate) fn put_back(&self, counts: HashMap<TemplateId, Spawns>) {
         let mut waiting = self.waiting();
         waiting.is_written = false;
         for (template, Spawns { count, last_at }) in counts {
@@ -62,32 +57,6 @@ impl SpawnCounts {
         // Each holder makes one change, so what is there is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Counts a sandbox of a template.
-pub(crate) fn count(shared: &Arc<Shared>, template: TemplateId) {
-    if !shared.spawns.add(template, Timestamp::now()) {
-        return;
-    }
-    let writer = Arc::clone(shared);
-    shared.tasks.spawn(async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(TOGETHER) => {}
-                () = writer.stopping.cancelled() => {}
-            }
-            let counts = writer.spawns.take();
-            if counts.is_empty() {
-                return;
-            }
-            if let Err(error) = writer.store.count_spawns(counts.clone()).await {
-                tracing::warn!(error = chain(&error), "cannot count sandboxes of templates");
-                // Nothing is counted twice.
-                let counts = if matches!(error, StoreError::Unknown { .. }) { HashMap::new() } else { counts };
-                return writer.spawns.put_back(counts);
-            }
-        }
-    });
 }
 
 #[cfg(test)]
