@@ -6,7 +6,7 @@
 //! whoever knows that catalogue seals them (`secrets/shared.rs`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,8 +24,10 @@ mod shared;
 
 use file::SealedFile;
 pub(crate) use shared::Held;
-use shared::Shared;
+#[cfg(test)]
+pub(crate) use shared::tests::Row;
 pub use shared::{Added, SharedError, SharedSecrets};
+use shared::{Shared, called};
 
 /// Secrets of a team: each costs memory and a part of the file that every change writes anew.
 pub const MAX_SECRETS: usize = 1000;
@@ -296,6 +298,16 @@ impl Secrets {
     /// Whether other hosts have them too.
     pub(crate) fn are_shared(&self) -> bool {
         matches!(self.0, Place::Shared(_))
+    }
+
+    /// Each of these once, where several spellings of a name would cost more than one.
+    pub(crate) fn each_once(&self, references: BTreeSet<String>) -> Vec<String> {
+        match self.0 {
+            Place::File(_) => references.into_iter().collect(),
+            Place::Shared(_) => {
+                references.iter().map(|reference| called(reference)).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+        }
     }
 
     /// Has the values be there for as long as what is given, as far as they are known.
