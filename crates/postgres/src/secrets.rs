@@ -233,7 +233,7 @@ impl Members {
         let Wanted { id, name, team, anyones } = wanted;
         let values: [(&(dyn ToSql + Sync), Type); 4] =
             [(id, Type::TEXT), (name, Type::TEXT), (team, Type::TEXT), (anyones, Type::BOOL)];
-        Ok(self.asked("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
+        Ok(self.asked_of_secrets("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
     }
 
     /// The secrets of a team, or of all, by id.
@@ -246,7 +246,7 @@ impl Members {
     pub async fn shared_key(&self, name: &str) -> Result<Option<SharedKeyRow>, StoreError> {
         let find = "SELECT sealed FROM firkin.shared_keys WHERE name = $1";
         let read = |row: &Row| Ok(SharedKeyRow { name: name.to_owned(), sealed: row.try_get(0).map_err(refusal)? });
-        Ok(self.asked("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
+        Ok(self.asked_of_secrets("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
     }
 }
 
