@@ -333,9 +333,15 @@ pub(crate) mod tests {
         is_away: AtomicBool,
         is_changed: AtomicBool,
         asked: AtomicUsize,
+        fails_at: AtomicUsize,
     }
 
     impl Row {
+        /// Nobody answers when so many are added.
+        pub(crate) fn fails_at(&self, nth: usize) {
+            self.fails_at.store(nth, Ordering::SeqCst);
+        }
+
         pub(crate) fn set(&self, value: Option<&str>) {
             *lock(&self.value) = value.map(str::to_owned);
         }
@@ -367,7 +373,10 @@ pub(crate) mod tests {
         }
 
         fn add(&self, _: Secret, _: usize) -> BoxFuture<'_, Result<Added, SharedError>> {
-            unreachable!("nothing is added here")
+            let left = self.fails_at.load(Ordering::SeqCst);
+            self.fails_at.store(left.saturating_sub(1), Ordering::SeqCst);
+            let added = if left == 1 { Err(SharedError::Store("nobody answers".into())) } else { Ok(Added::Kept) };
+            Box::pin(async move { added })
         }
 
         fn renew<'a>(&'a self, _: &'a Scope, _: &'a str, _: NewValue) -> BoxFuture<'a, Result<Option<SecretInfo>, SharedError>> {
