@@ -133,7 +133,7 @@ struct Had {
 struct Entry {
     had: Mutex<Option<Had>>,
     /// Whoever asks: of several at the same time one does, and the others wait for its answer.
-    asking: AsyncMutex<()>,
+    asking: Arc<AsyncMutex<()>>,
 }
 
 impl Debug for Entry {
@@ -174,15 +174,21 @@ impl Entries {
 #[derive(Debug, Default)]
 pub(crate) struct Held(#[expect(dead_code, reason = "held, not read")] Vec<Arc<Entry>>);
 
+/// Who asks, and how that went.
+#[derive(Debug, Clone)]
+struct Asker {
+    rows: Arc<dyn SharedSecrets>,
+    /// When nobody answered last, unless somebody has since.
+    away: Arc<Mutex<Option<Instant>>>,
+}
+
 /// Shared secrets, as this host uses them.
 #[derive(Debug)]
 pub(super) struct Shared {
-    rows: Arc<dyn SharedSecrets>,
+    asker: Asker,
     known: Mutex<Entries>,
     /// When something was last changed through this host: what was asked before is asked again.
     changed: Mutex<Option<Instant>>,
-    /// When nobody answered last, unless somebody has since.
-    away: Mutex<Option<Instant>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -200,11 +206,11 @@ impl From<SharedError> for SecretError {
 
 impl Shared {
     pub(super) fn of(rows: Arc<dyn SharedSecrets>) -> Self {
-        Self { rows, known: Mutex::default(), changed: Mutex::default(), away: Mutex::default() }
+        Self { asker: Asker { rows, away: Arc::default() }, known: Mutex::default(), changed: Mutex::default() }
     }
 
     pub(super) fn rows(&self) -> &dyn SharedSecrets {
-        &*self.rows
+        &*self.asker.rows
     }
 
     /// From now on no value counts that was asked for before.
@@ -224,9 +230,9 @@ impl Shared {
                 if lock(&entry.had).is_some() {
                     continue;
                 }
-                match self.ask((&scope, reference), Some(entry)).await {
-                    Err(error @ SecretError::Shared(_)) => return Some(error),
-                    Ok(_) | Err(_) => {}
+                let asked = self.asker.ask((&scope, reference), Some(entry)).await;
+                if let Err(error @ SecretError::Shared(_)) = asked {
+                    return Some(error);
                 }
             }
             None
@@ -242,37 +248,29 @@ impl Shared {
     /// The value of a secret, for a request that is under way.
     pub(super) async fn value(&self, scope: &Scope, reference: &str) -> Result<Zeroizing<String>, SecretError> {
         let entry = lock(&self.known).all.get(&(scope.owner(), called(reference))).and_then(Weak::upgrade);
-        let Some(entry) = entry else { return self.ask((scope, reference), None).await };
+        let Some(entry) = entry else { return self.asker.ask((scope, reference), None).await };
         let came = Instant::now();
         if let Some(answer) = self.known_of(&entry, reference, None) {
             return answer;
         }
-        let _one = entry.asking.lock().await;
+        let one = Arc::clone(&entry.asking).lock_owned().await;
         if let Some(answer) = self.known_of(&entry, reference, Some(came)) {
             return answer;
         }
-        let had = lock(&entry.had).as_ref().map(|had| had.answer.clone());
-        let Some(Answer::Value(value)) = had else { return self.ask((scope, reference), Some(&entry)).await };
-        let error: Box<dyn Error + Send + Sync> = match timeout(WITHIN, self.ask((scope, reference), Some(&entry))).await {
-            Ok(Err(SecretError::Shared(source))) => source,
-            Ok(answer) => return answer,
-            Err(late) => {
-                *lock(&self.away) = Some(Instant::now());
-                late.into()
-            }
-        };
-        tracing::warn!(
-            reference,
-            error = chain(&*error),
-            "the value of a secret is not asked for: the one that there was is used"
-        );
-        Ok(value)
+        // It is asked to the end also where nobody wants it any more: a guest that gives up its requests would else have many asked at once.
+        let (asker, scope, reference) = (self.asker.clone(), scope.clone(), reference.to_owned());
+        let asked = tokio::spawn(async move {
+            let answer = asker.ask_anew((&scope, &reference), &entry).await;
+            drop(one);
+            answer
+        });
+        asked.await.unwrap_or_else(|failed| Err(SecretError::Shared(failed.into())))
     }
 
     /// What is answered without asking: what there was a moment ago, or while somebody waited who came at a time; where nobody answered since
     /// anything was changed, what there was, however long ago. None where it is to be asked for.
     fn known_of(&self, entry: &Entry, reference: &str, came: Option<Instant>) -> Option<Result<Zeroizing<String>, SecretError>> {
-        let (changed, away) = (*lock(&self.changed), *lock(&self.away));
+        let (changed, away) = (*lock(&self.changed), *lock(&self.asker.away));
         let is_after_change = |at: Instant| changed.is_none_or(|changed| changed < at);
         let had = lock(&entry.had).clone();
         let is_new = |had: &Had| {
@@ -286,6 +284,28 @@ impl Shared {
             Some(Answer::Value(value)) => Ok(value),
             Some(Answer::None | Answer::Unreadable(_)) | None => Err(SecretError::Shared(Alone.into())),
         })
+    }
+}
+
+impl Asker {
+    /// What is answered, or what there was where nobody answers.
+    async fn ask_anew(&self, (scope, reference): (&Scope, &str), entry: &Entry) -> Result<Zeroizing<String>, SecretError> {
+        let had = lock(&entry.had).as_ref().map(|had| had.answer.clone());
+        let Some(Answer::Value(value)) = had else { return self.ask((scope, reference), Some(entry)).await };
+        let error: Box<dyn Error + Send + Sync> = match timeout(WITHIN, self.ask((scope, reference), Some(entry))).await {
+            Ok(Err(SecretError::Shared(source))) => source,
+            Ok(answer) => return answer,
+            Err(late) => {
+                *lock(&self.away) = Some(Instant::now());
+                late.into()
+            }
+        };
+        tracing::warn!(
+            reference,
+            error = chain(&*error),
+            "the value of a secret is not asked for: the one that there was is used"
+        );
+        Ok(value)
     }
 
     async fn ask(&self, (scope, reference): (&Scope, &str), entry: Option<&Entry>) -> Result<Zeroizing<String>, SecretError> {
@@ -494,6 +514,8 @@ pub(crate) mod tests {
         assert!(matches!(value().await.unwrap_err(), SecretError::NotFound(_)));
         assert_eq!(asked(), 0);
         advance(FRESH).await;
+        // Of several one asks, and to the end where that one gives up.
+        assert!(futures::poll!(Box::pin(value())).is_pending());
         let (a, b, c) = tokio::join!(value(), value(), value());
         assert!([a, b, c].iter().all(|answer| matches!(answer, Err(SecretError::NotFound(_)))));
         assert_eq!(asked(), 1);
