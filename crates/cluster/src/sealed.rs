@@ -8,9 +8,10 @@
 //! What is told of a secret has its id, team, name and version in it, so that no row opens in the place of another, nor with a value that it had before.
 //! Whoever looks needs no key; whoever opens what was changed, or was sealed under another secret, is told that it is so.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use firkin_postgres::{Inserted, Members, Membership, NodeCatalogue, Reseal, SecretRow, SharedKeyRow, Wanted};
+use firkin_causes::chain;
+use firkin_postgres::{Inserted, Members, Membership, NodeCatalogue, Reseal, SecretHead, SecretRow, SharedKeyRow, Wanted};
 use firkin_runtime::{
     secrets::{Added, NewValue, Secret, SecretInfo, SharedError, SharedSecrets},
     store::StoreError,
@@ -76,41 +77,54 @@ impl Seal {
 
     fn row(&self, Secret { info, value }: &Secret) -> SecretRow {
         let body = serde_json::to_string(info).expect("maps with text as keys are JSON");
-        SecretRow {
-            id: info.id.clone(),
-            team: info.owner.to_string(),
-            name: info.name.clone(),
-            version: i64::try_from(info.version).unwrap_or(i64::MAX),
-            sealed: self.seal(value.as_bytes(), (OF_A_SECRET, &body)),
-            body,
-        }
+        let sealed = self.seal(value.as_bytes(), (OF_A_SECRET, &body));
+        let version = i64::try_from(info.version).unwrap_or(i64::MAX);
+        let head = SecretHead { id: info.id.clone(), team: info.owner.to_string(), name: info.name.clone(), version, body };
+        SecretRow { head, sealed }
     }
 
     fn secret(&self, row: &SecretRow) -> Result<Secret, SharedError> {
-        let unreadable = || SharedError::Unreadable(row.name.clone());
-        let info = info(row)?;
-        let value = self.open(&row.sealed, (OF_A_SECRET, &row.body)).ok_or_else(unreadable)?;
+        let unreadable = || SharedError::Unreadable(row.head.name.clone());
+        let info = info(&row.head)?;
+        let value = self.open(&row.sealed, (OF_A_SECRET, &row.head.body)).ok_or_else(unreadable)?;
         let value = std::str::from_utf8(&value).map_err(|_| unreadable())?;
         Ok(Secret { info, value: Zeroizing::new(value.to_owned()) })
     }
 }
 
 /// What is told of a secret, which has to be what the row was found by.
-fn info(row: &SecretRow) -> Result<SecretInfo, SharedError> {
-    let info: Option<SecretInfo> = serde_json::from_str(&row.body).ok();
+fn info(head: &SecretHead) -> Result<SecretInfo, SharedError> {
+    let info: Option<SecretInfo> = serde_json::from_str(&head.body).ok();
     let is_of_row = |info: &SecretInfo| {
-        (&info.id, info.owner.as_str(), &info.name) == (&row.id, &row.team[..], &row.name)
-            && i64::try_from(info.version).is_ok_and(|version| version == row.version)
+        (&info.id, info.owner.as_str(), &info.name) == (&head.id, &head.team[..], &head.name)
+            && i64::try_from(info.version).is_ok_and(|version| version == head.version)
     };
-    info.filter(is_of_row).ok_or_else(|| SharedError::Unreadable(row.name.clone()))
+    info.filter(is_of_row).ok_or_else(|| SharedError::Unreadable(head.name.clone()))
 }
 
-fn wanted(scope: &Scope, reference: &str) -> Wanted {
+/// What is left of a secret whose row was changed, before its value is given again: what the row is found by, and no labels.
+fn info_of_columns(head: &SecretHead, new: &NewValue) -> Option<SecretInfo> {
+    Some(SecretInfo {
+        id: head.id.clone(),
+        owner: head.team.parse().ok()?,
+        name: head.name.clone(),
+        version: u64::try_from(head.version).unwrap_or_default(),
+        metadata: BTreeMap::new(),
+        created_at: new.at,
+        updated_at: new.at,
+    })
+}
+
+/// None for what is no reference: no id and no name has a control character, and PostgreSQL's texts have no NUL.
+fn wanted(scope: &Scope, reference: &str) -> Option<Wanted> {
+    if reference.contains(char::is_control) {
+        return None;
+    }
     let (team, anyones) = match scope {
         Scope::Host => (TeamId::first(), true),
         Scope::Team(team) => (team.clone(), false),
     };
-    Wanted { id: reference.to_owned(), name: reference.to_lowercase(), team: team.to_string(), anyones }
+    Some(Wanted { id: reference.to_owned(), name: reference.to_lowercase(), team: team.to_string(), anyones })
 }
 
 fn store(error: StoreError) -> SharedError {
@@ -135,14 +149,16 @@ impl SealedSecrets {
     }
 
     async fn row(&self, scope: &Scope, reference: &str) -> Result<Option<SecretRow>, SharedError> {
+        let Some(wanted) = wanted(scope, reference) else { return Ok(None) };
         let membership = self.membership()?;
-        membership.members().secret(&wanted(scope, reference)).await.map_err(store)
+        membership.members().secret(&wanted).await.map_err(store)
     }
 
     async fn renewed(&self, wanted: Wanted, new: NewValue) -> Result<Option<SecretInfo>, SharedError> {
         let (seal, (send, receive)) = (self.seal.clone(), std::sync::mpsc::sync_channel(1));
         let change = move |row: &SecretRow| {
-            let renewed = info(row).map(|mut info| {
+            let before = info(&row.head).or_else(|error| info_of_columns(&row.head, &new).ok_or(error));
+            let renewed = before.map(|mut info| {
                 info.renew(new.metadata, new.at);
                 Secret { info, value: new.value }
             });
@@ -181,11 +197,16 @@ impl SharedSecrets for SealedSecrets {
         reference: &'a str,
         new: NewValue,
     ) -> BoxFuture<'a, Result<Option<SecretInfo>, SharedError>> {
-        Box::pin(self.renewed(wanted(scope, reference), new))
+        Box::pin(async move {
+            match wanted(scope, reference) {
+                Some(wanted) => self.renewed(wanted, new).await,
+                None => Ok(None),
+            }
+        })
     }
 
     fn look<'a>(&'a self, scope: &'a Scope, reference: &'a str) -> BoxFuture<'a, Result<Option<SecretInfo>, SharedError>> {
-        Box::pin(async move { self.row(scope, reference).await?.as_ref().map(info).transpose() })
+        Box::pin(async move { self.row(scope, reference).await?.map(|row| info(&row.head)).transpose() })
     }
 
     fn open<'a>(&'a self, scope: &'a Scope, reference: &'a str) -> BoxFuture<'a, Result<Option<Secret>, SharedError>> {
@@ -198,13 +219,33 @@ impl SharedSecrets for SealedSecrets {
                 Scope::Host => None,
                 Scope::Team(team) => Some(team.as_str()),
             };
-            let membership = self.membership()?;
-            membership.members().secrets(team).await.map_err(store)?.iter().map(info).collect()
+            let (membership, mut all, mut after) = (self.membership()?, Vec::new(), String::new());
+            loop {
+                let page = membership.members().secrets(team, &after).await.map_err(store)?;
+                let Some(last) = page.last() else { return Ok(all) };
+                after.clone_from(&last.id);
+                for head in &page {
+                    match info(head) {
+                        Ok(info) => all.push(info),
+                        Err(error) => {
+                            tracing::warn!(
+                                id = head.id,
+                                team = head.team,
+                                error = chain(&error),
+                                "a secret is left out of a list"
+                            );
+                        }
+                    }
+                }
+            }
         })
     }
 
     fn remove<'a>(&'a self, scope: &'a Scope, reference: &'a str) -> BoxFuture<'a, Result<bool, SharedError>> {
-        Box::pin(async move { self.membership()?.remove_secret(wanted(scope, reference)).await.map_err(store) })
+        Box::pin(async move {
+            let Some(wanted) = wanted(scope, reference) else { return Ok(false) };
+            self.membership()?.remove_secret(wanted).await.map_err(store)
+        })
     }
 
     fn key<'a>(&'a self, name: &'static str) -> BoxFuture<'a, Result<Option<Zeroizing<Vec<u8>>>, SharedError>> {
@@ -231,7 +272,7 @@ struct Anew {
 
 impl Reseal for Anew {
     fn secret(&mut self, row: &SecretRow) -> Option<Vec<u8>> {
-        let of = (OF_A_SECRET, &row.body[..]);
+        let of = (OF_A_SECRET, &row.head.body[..]);
         Some(self.to.seal(&self.from.open(&row.sealed, of)?, of))
     }
 

@@ -66,7 +66,7 @@ pub use node::{Node, NodeCatalogue};
 pub use open_error::OpenError;
 pub use operator::{Buildable, ClockOffset, Counted, Health, PausedSandbox};
 pub use schema::MigrateError;
-pub use secrets::{Inserted, Reseal, SecretRow, SharedKeyRow, Wanted};
+pub use secrets::{Inserted, Reseal, SecretHead, SecretRow, SharedKeyRow, Wanted};
 pub use stored::Storing;
 
 /// Connections for operations. Writers go one by one, and few operations take more than some milliseconds.

@@ -163,6 +163,8 @@ pub struct Members {
     line: Line,
     /// For what is long: nobody who looks one sandbox up waits behind it.
     lists: Line,
+    /// For secrets, which requests of guests ask for: nobody who looks a sandbox up waits behind those either.
+    secrets: Line,
 }
 
 const NODES: &str = "SELECT id, name, address, host, term, state, reason, info,
@@ -179,8 +181,9 @@ const OF_TEAM: &str = "SELECT node, body FROM firkin.sandboxes
     WHERE $1 IS NULL OR coalesce(firkin.json_extract(body, '$.owner'), $2) = $1 ORDER BY id";
 
 impl Members {
-    pub(crate) fn of(address: Address, cluster: ClusterRecord) -> Self {
-        Self { cluster, line: Line::to(address.clone()), lists: Line::to(address) }
+    pub(crate) fn of(address: &Address, cluster: ClusterRecord) -> Self {
+        let [line, lists, secrets] = [(); 3].map(|()| Line::to(address.clone()));
+        Self { cluster, line, lists, secrets }
     }
 
     /// The cluster at an address, for whoever knows its secret: an operator, or a host that is no node.
@@ -188,7 +191,7 @@ impl Members {
         let unreachable = |source| OpenError::Unreachable { address: address.to_string(), source };
         let connection = Connection::to(&address).await.map_err(unreachable)?;
         let cluster = cluster::enter(&address, &connection, secret_fingerprint).await?;
-        Ok(Self::of(address, cluster))
+        Ok(Self::of(&address, cluster))
     }
 
     /// The cluster.
@@ -274,6 +277,17 @@ impl Members {
         read: impl Fn(&Row) -> Result<T, DatabaseError>,
     ) -> Result<Vec<T>, StoreError> {
         ask(&self.lists, (operation, statement), values, read).await
+    }
+
+    /// The same, where it is about secrets.
+    pub(crate) async fn asked_of_secrets<T>(
+        &self,
+        operation: &'static str,
+        statement: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+        read: impl Fn(&Row) -> Result<T, DatabaseError>,
+    ) -> Result<Vec<T>, StoreError> {
+        ask(&self.secrets, (operation, statement), values, read).await
     }
 }
 

@@ -67,7 +67,7 @@ impl Membership {
         (cluster, lease): (ClusterRecord, Lease),
         database: Arc<Postgres>,
     ) -> Self {
-        let members = Members::of(address.clone(), cluster.clone());
+        let members = Members::of(&address, cluster.clone());
         Self {
             node,
             term,

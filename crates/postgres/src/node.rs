@@ -77,9 +77,9 @@ impl NodeCatalogue {
             return Err(self.taken(&connection).await);
         }
         schema::migrate(connection.client()).await.map_err(|source| OpenError::Tables { address: text(), source })?;
-        let cluster = cluster::enter(address, &connection, &self.node.secret_fingerprint).await?;
         begin(&connection).await.map_err(refused)?;
-        // Who is refused leaves its transaction with its connection.
+        // Again: nobody has the cluster be of another secret from here on. Who is refused leaves its transaction with its connection.
+        let cluster = cluster::enter(address, &connection, &self.node.secret_fingerprint).await?;
         let found = self.found(&connection).await.map_err(refused)?;
         self.fits(holder, found)?;
         self.demand_near(&connection).await?;
@@ -196,7 +196,7 @@ impl NodeCatalogue {
 
 /// From here on nobody writes until the transaction ends.
 async fn begin(connection: &Connection) -> Result<(), DatabaseError> {
-    let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})");
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({WRITERS})");
     connection.answered(connection.client().batch_execute(&begin)).await
 }
 

@@ -152,7 +152,7 @@ impl Members {
         let of = |error: DatabaseError| error.of(operation);
         let connection = Connection::to(self.address()).await.map_err(|error| of(DatabaseError::Away(error)))?;
         // Whoever is refused leaves its transaction with its connection, and nobody writes meanwhile.
-        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITERS})");
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({WRITERS})");
         connection.answered(connection.client().batch_execute(&begin)).await.map_err(of)?;
         let known = &self.cluster().secret_fingerprint;
         let rotated = connection.answered(connection.client().query_opt(ROTATE, &[known, &fingerprint])).await.map_err(of)?;

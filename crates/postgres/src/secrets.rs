@@ -18,9 +18,9 @@ use crate::{
     membership::Membership,
 };
 
-/// A secret as it is on record.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretRow {
+/// What is in the clear of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretHead {
     /// What it is known by.
     pub id: String,
     /// Whose it is.
@@ -31,13 +31,20 @@ pub struct SecretRow {
     pub version: i64,
     /// What is told of it.
     pub body: String,
+}
+
+/// A secret as it is on record.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretRow {
+    /// What is in the clear.
+    pub head: SecretHead,
     /// What is not.
     pub sealed: Vec<u8>,
 }
 
 impl std::fmt::Debug for SecretRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SecretRow").field("id", &self.id).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("SecretRow").field("id", &self.head.id).field("version", &self.head.version).finish_non_exhaustive()
     }
 }
 
@@ -82,7 +89,12 @@ pub enum Inserted {
     TooMany,
 }
 
+const HEAD: &str = "id, team, name, version, body";
+
 const COLUMNS: &str = "id, team, name, version, body, sealed";
+
+/// How many are read at a time where all are: each may have a body of 100 KiB, and what is sealed.
+const PAGE: i64 = 100;
 
 fn texts<const N: usize>(texts: [&str; N]) -> [Value; N] {
     texts.map(|text| Value::Text(text.to_owned()))
@@ -90,8 +102,9 @@ fn texts<const N: usize>(texts: [&str; N]) -> [Value; N] {
 
 impl SecretRow {
     fn values(&self) -> [Value; 6] {
-        let [id, team, name, body] = texts([&self.id, &self.team, &self.name, &self.body]);
-        [id, team, name, Value::Integer(self.version), body, Value::Bytes(self.sealed.clone())]
+        let SecretHead { id, team, name, version, body } = &self.head;
+        let [id, team, name, body] = texts([id, team, name, body]);
+        [id, team, name, Value::Integer(*version), body, Value::Bytes(self.sealed.clone())]
     }
 
     fn of(row: &[Value]) -> Result<Self, DatabaseError> {
@@ -101,19 +114,20 @@ impl SecretRow {
         };
         let Some(Value::Integer(version)) = row.get(3) else { return Err(DatabaseError::Column { column: 3 }) };
         let Some(Value::Bytes(sealed)) = row.get(5) else { return Err(DatabaseError::Column { column: 5 }) };
-        Ok(Self { id: text(0)?, team: text(1)?, name: text(2)?, version: *version, body: text(4)?, sealed: sealed.clone() })
+        let head = SecretHead { id: text(0)?, team: text(1)?, name: text(2)?, version: *version, body: text(4)? };
+        Ok(Self { head, sealed: sealed.clone() })
     }
 
     fn read(row: &Row) -> Result<Self, DatabaseError> {
+        Ok(Self { head: SecretHead::read(row)?, sealed: row.try_get(5).map_err(refusal)? })
+    }
+}
+
+impl SecretHead {
+    fn read(row: &Row) -> Result<Self, DatabaseError> {
         let text = |column: usize| row.try_get::<_, String>(column).map_err(refusal);
-        Ok(Self {
-            id: text(0)?,
-            team: text(1)?,
-            name: text(2)?,
-            version: row.try_get(3).map_err(refusal)?,
-            body: text(4)?,
-            sealed: row.try_get(5).map_err(refusal)?,
-        })
+        let version = row.try_get(3).map_err(refusal)?;
+        Ok(Self { id: text(0)?, team: text(1)?, name: text(2)?, version, body: text(4)? })
     }
 }
 
@@ -196,7 +210,7 @@ impl Membership {
     pub async fn remove_secret(&self, wanted: Wanted) -> Result<bool, StoreError> {
         let remove = move |tx: &dyn Statements| {
             let Some(found) = found(tx, &wanted)? else { return Ok(false) };
-            tx.execute("DELETE FROM firkin.secrets WHERE id = ?1", &found.values()[..1])?;
+            tx.execute("DELETE FROM firkin.secrets WHERE id = ?1", &texts([&found.head.id]))?;
             Ok(true)
         };
         self.writing("forget a secret", remove).await
@@ -233,20 +247,21 @@ impl Members {
         let Wanted { id, name, team, anyones } = wanted;
         let values: [(&(dyn ToSql + Sync), Type); 4] =
             [(id, Type::TEXT), (name, Type::TEXT), (team, Type::TEXT), (anyones, Type::BOOL)];
-        Ok(self.asked("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
+        Ok(self.asked_of_secrets("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
     }
 
-    /// The secrets of a team, or of all, by id.
-    pub async fn secrets(&self, team: Option<&str>) -> Result<Vec<SecretRow>, StoreError> {
-        let list = format!("SELECT {COLUMNS} FROM firkin.secrets WHERE $1 IS NULL OR team = $1 ORDER BY id");
-        self.listed("read the secrets", &list, &[(&team, Type::TEXT)], SecretRow::read).await
+    /// What is in the clear of the secrets of a team, or of all, by id: some that come after one id, and none only where none does.
+    pub async fn secrets(&self, team: Option<&str>, after: &str) -> Result<Vec<SecretHead>, StoreError> {
+        let list =
+            format!("SELECT {HEAD} FROM firkin.secrets WHERE ($1 IS NULL OR team = $1) AND id > $2 ORDER BY id LIMIT {PAGE}");
+        self.listed("read the secrets", &list, &[(&team, Type::TEXT), (&after, Type::TEXT)], SecretHead::read).await
     }
 
     /// A key of all nodes. None where there is none of this name.
     pub async fn shared_key(&self, name: &str) -> Result<Option<SharedKeyRow>, StoreError> {
         let find = "SELECT sealed FROM firkin.shared_keys WHERE name = $1";
         let read = |row: &Row| Ok(SharedKeyRow { name: name.to_owned(), sealed: row.try_get(0).map_err(refusal)? });
-        Ok(self.asked("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
+        Ok(self.asked_of_secrets("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
     }
 }
 
@@ -263,15 +278,21 @@ pub trait Reseal {
 pub(crate) async fn reseal(connection: &Connection, reseal: &mut dyn Reseal) -> Result<Vec<String>, DatabaseError> {
     let client = connection.client();
     let mut closed = Vec::new();
-    let list = format!("SELECT {COLUMNS} FROM firkin.secrets ORDER BY id FOR UPDATE");
-    for row in connection.answered(client.query(&list, &[])).await? {
-        let row = SecretRow::read(&row)?;
-        match reseal.secret(&row) {
-            Some(sealed) => {
-                let set = "UPDATE firkin.secrets SET sealed = $2 WHERE id = $1";
-                connection.answered(client.execute(set, &[&row.id, &sealed])).await?;
+    let list = format!("SELECT {COLUMNS} FROM firkin.secrets WHERE id > $1 ORDER BY id LIMIT {PAGE} FOR UPDATE");
+    let mut after = String::new();
+    loop {
+        let page = connection.answered(client.query(&list, &[&after])).await?;
+        let Some(last) = page.last() else { break };
+        after = last.try_get(0).map_err(refusal)?;
+        for row in page {
+            let row = SecretRow::read(&row)?;
+            match reseal.secret(&row) {
+                Some(sealed) => {
+                    let set = "UPDATE firkin.secrets SET sealed = $2 WHERE id = $1";
+                    connection.answered(client.execute(set, &[&row.head.id, &sealed])).await?;
+                }
+                None => closed.push(format!("secret `{}` of team `{}`", row.head.name, row.head.team)),
             }
-            None => closed.push(format!("secret `{}` of team `{}`", row.name, row.team)),
         }
     }
     let list = "SELECT name, sealed FROM firkin.shared_keys ORDER BY name FOR UPDATE";

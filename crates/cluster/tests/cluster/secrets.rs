@@ -133,11 +133,27 @@ async fn what_is_on_record_of_a_secret_opens_as_what_it_is_or_not_at_all() {
     assert_eq!(ask(&joint, &a, "GET", "/secrets", "").await.expect(200).body.as_array().map(Vec::len), Some(2));
     ask(&joint, &a, "POST", "/secrets/key", r#"{"value":"again"}"#).await.expect(200);
     assert_eq!(value(&joint, &a, "key").await.unwrap(), "again");
+    // Also where what is told of it was changed. The others are there meanwhile.
+    joint.database().sql("joint", "UPDATE firkin.secrets SET body = '?' WHERE name = 'key'").await;
+    assert_eq!(ask(&joint, &a, "GET", "/secrets", "").await.expect(200).body[0]["name"], "other");
+    let renewed = ask(&joint, &a, "POST", "/secrets/key", r#"{"value":"again"}"#).await.expect(200);
+    assert_eq!(renewed.body["currentVersion"], 4, "{renewed:?}");
+    assert_eq!(value(&joint, &a, "key").await.unwrap(), "again");
+    for method in ["GET", "DELETE"] {
+        ask(&joint, &a, method, "/secrets/%00", "").await.expect(404);
+    }
+    ask(&joint, &a, "POST", "/secrets/%00", r#"{"value":"v"}"#).await.expect(404);
 
     // Another secret of the cluster: all of it is sealed anew, but for what could not be opened.
     joint.database().sql("joint", "UPDATE firkin.secrets SET sealed = 'x' WHERE name = 'other'").await;
     let keys = a.runtime.workload().public_keys().unwrap();
     a.stop(OnExit::Kill).await;
+    let swap = "UPDATE firkin.shared_keys k SET sealed = o.sealed FROM firkin.shared_keys o WHERE k.name <> o.name";
+    joint.database().sql("joint", swap).await;
+    let a = joint.start("a", choice).await;
+    assert!(a.runtime.workload().public_keys().is_err(), "no key opens in the place of another");
+    a.stop(OnExit::Kill).await;
+    joint.database().sql("joint", swap).await;
     assert_eq!(joint.rotate().await, ["secret `other` of team `firkin`"]);
     let a = joint.start("a", choice).await;
     assert_eq!(value(&joint, &a, "key").await.unwrap(), "again");

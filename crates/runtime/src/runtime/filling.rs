@@ -41,7 +41,7 @@ pub(super) async fn open(config: &RuntimeConfig) -> Result<(Arc<Secrets>, Arc<Wo
     let own = dir.to_owned();
     let offer = move || Filling::offer(&own).map_err(|error| OpenError::Secrets(error.into()));
     let authority = key(&**rows, AUTHORITY, offer).await?;
-    tell_of_another(dir, authority.as_deref()).await?;
+    tell_of_another(dir, authority.as_deref()).await;
     let (secrets, workload) = (Arc::new(secrets), Arc::new(workload));
     let filling = Filling::shared(authority, Arc::clone(&secrets), Arc::clone(&workload));
     Ok((secrets, workload, filling))
@@ -73,13 +73,21 @@ async fn key(
 }
 
 /// Says so where sandboxes of this host may trust another authority than that of all hosts: one that it had before it was one of them.
-async fn tell_of_another(dir: &Path, authority: Option<&Vec<u8>>) -> Result<(), OpenError> {
+async fn tell_of_another(dir: &Path, authority: Option<&Vec<u8>>) {
     let dir = dir.to_owned();
-    let own = blocking(move || Filling::own(&dir)).await.map_err(|error| OpenError::Secrets(error.into()))?;
+    let own = match blocking(move || Filling::own(&dir)).await {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "the authority that this host had alone cannot be read: whether sandboxes trust it is not known"
+            );
+            return;
+        }
+    };
     if own.as_deref().is_some_and(|own| Some(own) != authority) {
         tracing::warn!(
             "sandboxes that were given rules with headers before this host was one of its cluster trust an authority that the cluster has not: give them their rules again"
         );
     }
-    Ok(())
 }

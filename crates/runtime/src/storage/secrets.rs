@@ -6,7 +6,7 @@
 //! whoever knows that catalogue seals them (`secrets/shared.rs`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,8 +24,10 @@ mod shared;
 
 use file::SealedFile;
 pub(crate) use shared::Held;
-use shared::Shared;
+#[cfg(test)]
+pub(crate) use shared::tests::Row;
 pub use shared::{Added, SharedError, SharedSecrets};
+use shared::{Shared, called};
 
 /// Secrets of a team: each costs memory and a part of the file that every change writes anew.
 pub const MAX_SECRETS: usize = 1000;
@@ -41,6 +43,12 @@ pub const MAX_METADATA: usize = 32;
 
 /// Bytes of one key or value of metadata.
 pub const MAX_METADATA_BYTES: usize = 1024;
+
+/// Bytes of the metadata of one secret as JSON, where hosts share them: as much as the other limits allow, unless most of it has to be escaped.
+pub const MAX_SHARED_METADATA_BYTES: usize = 96 << 10;
+
+/// How many secrets that a host had alone are brought to where all have theirs, until they leave its file.
+const BROUGHT_AT_ONCE: usize = 20;
 
 /// The prefix of ids, which no name may have.
 const ID_PREFIX: &str = "sec_";
@@ -124,6 +132,9 @@ pub enum SecretError {
     /// The metadata is too much.
     #[error("a secret has at most {MAX_METADATA} entries of metadata, each of at most {MAX_METADATA_BYTES} bytes")]
     Metadata,
+    /// The metadata is too much once it is written down.
+    #[error("the metadata of a secret of a cluster has at most {MAX_SHARED_METADATA_BYTES} bytes as JSON, not {0}")]
+    MetadataBytes(usize),
     /// The name is in use.
     #[error("a secret with the name `{0}` exists already")]
     Exists(String),
@@ -237,6 +248,7 @@ impl Secrets {
         let name = name.to_lowercase();
         check_name(&name)?;
         check(&value, &metadata)?;
+        self.check_shared(&metadata)?;
         let (id, now) = (format!("{ID_PREFIX}{}", crate::ground::random::alphanumeric(20)), Timestamp::now());
         let info = SecretInfo { id, owner, name, version: 1, metadata, created_at: now, updated_at: now };
         let secret = Secret { info: info.clone(), value: Zeroizing::new(value) };
@@ -259,6 +271,7 @@ impl Secrets {
         metadata: Option<BTreeMap<String, String>>,
     ) -> Result<SecretInfo, SecretError> {
         check(&value, metadata.as_ref().unwrap_or(&BTreeMap::new()))?;
+        metadata.as_ref().map_or(Ok(()), |metadata| self.check_shared(metadata))?;
         let new = NewValue { value: Zeroizing::new(value), metadata, at: Timestamp::now() };
         match &self.0 {
             Place::File(file) => file.renew(scope, reference, new).await,
@@ -268,6 +281,17 @@ impl Secrets {
                 shared.has_changed();
                 renewed?.ok_or_else(|| SecretError::NotFound(reference.to_owned()))
             }
+        }
+    }
+
+    /// Refuses metadata that is too much for a row of all hosts.
+    fn check_shared(&self, metadata: &BTreeMap<String, String>) -> Result<(), SecretError> {
+        let bytes = || serde_json::to_vec(metadata).map_or(usize::MAX, |json| json.len());
+        match &self.0 {
+            Place::File(_) => Ok(()),
+            Place::Shared(_) => Some(bytes())
+                .filter(|bytes| *bytes > MAX_SHARED_METADATA_BYTES)
+                .map_or(Ok(()), |bytes| Err(SecretError::MetadataBytes(bytes))),
         }
     }
 
@@ -296,6 +320,16 @@ impl Secrets {
     /// Whether other hosts have them too.
     pub(crate) fn are_shared(&self) -> bool {
         matches!(self.0, Place::Shared(_))
+    }
+
+    /// Each of these once, where several spellings of a name would cost more than one.
+    pub(crate) fn each_once(&self, references: BTreeSet<String>) -> Vec<String> {
+        match self.0 {
+            Place::File(_) => references.into_iter().collect(),
+            Place::Shared(_) => {
+                references.iter().map(|reference| called(reference)).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+        }
     }
 
     /// Has the values be there for as long as what is given, as far as they are known.
@@ -335,8 +369,8 @@ impl Secrets {
     }
 }
 
-/// Brings what is in a host's own file to where all have theirs. What is there leaves the file, all at once; a crash before that leaves it in both,
-/// and it is brought again, as what it was.
+/// Brings what is in a host's own file to where all have theirs. What is there leaves the file, some at a time; a crash before that leaves those
+/// in both, and they are brought again, as what they were.
 async fn bring(own: &SealedFile, rows: &dyn SharedSecrets) -> Result<(), SecretError> {
     let path = own.path().display();
     let secrets = match own.all().await {
@@ -346,22 +380,38 @@ async fn bring(own: &SealedFile, rows: &dyn SharedSecrets) -> Result<(), SecretE
             return Ok(());
         }
     };
-    let (mut left, all) = (BTreeMap::new(), secrets.len());
-    for secret in secrets {
-        let info = secret.info.clone();
-        match rows.add(secret, MAX_SECRETS).await? {
-            Added::Kept | Added::Before => {}
-            Added::NameTaken | Added::TooMany => {
-                left.insert(info.id, format!("`{}` of team `{}`", info.name, info.owner));
+    let (mut left, all) = (Vec::new(), secrets.len());
+    if all == 0 {
+        own.keep_only(|_| true).await?;
+    }
+    let mut secrets = secrets.into_iter();
+    while secrets.len() > 0 {
+        let (mut there, mut failed) = (BTreeSet::new(), None);
+        for secret in secrets.by_ref().take(BROUGHT_AT_ONCE) {
+            let info = secret.info.clone();
+            match rows.add(secret, MAX_SECRETS).await {
+                Ok(Added::Kept | Added::Before) => {
+                    there.insert(info.id);
+                }
+                Ok(Added::NameTaken | Added::TooMany) => left.push(format!("`{}` of team `{}`", info.name, info.owner)),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
+        }
+        if !there.is_empty() {
+            own.keep_only(|id| !there.contains(id)).await?;
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
         }
     }
     let brought = all - left.len();
-    own.keep_only(|id| left.contains_key(id)).await?;
     if left.is_empty() {
         tracing::info!(brought, "the secrets that this host had alone are the cluster's now");
     } else {
-        let left = left.into_values().collect::<Vec<_>>().join(", ");
+        let left = left.join(", ");
         tracing::warn!(
             file = %path, brought, left,
             "secrets that this host had alone are not the cluster's, which has others of their names, or too many: they stay in the file, and nothing uses them"
@@ -419,6 +469,28 @@ mod tests {
         *damaged.last_mut().unwrap() ^= 1;
         fs::write(dir.path().join("secrets"), damaged).unwrap();
         assert!(matches!(host(&Secrets::of(dir.path())).list().await, Err(SecretError::Sealed { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_was_brought_to_where_all_have_theirs_leaves_the_file_also_where_the_rest_could_not_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Secrets::of(dir.path());
+        for n in 0..4 {
+            host(&own).create(&format!("k{n}"), "v".into(), labels(0)).await.unwrap();
+        }
+        let row = Arc::new(Row::default());
+        row.fails_at(3);
+        let refused = Secrets::shared(dir.path(), Arc::clone(&row) as _).await.unwrap_err();
+        assert!(matches!(refused, SecretError::Shared(_)), "{refused:?}");
+        assert_eq!(host(&Secrets::of(dir.path())).list().await.unwrap().len(), 2, "two are brought");
+        let all = Secrets::shared(dir.path(), row).await.unwrap();
+        assert!(!dir.path().join("secrets").exists());
+        // As many bytes as the other limits allow, and six times as many where each has to be escaped.
+        let most =
+            |byte: &str| (10..10 + MAX_METADATA).map(|n| (format!("{n}{}", byte.repeat(1022)), byte.repeat(1024))).collect();
+        host(&all).create("plain", "v".into(), most("x")).await.unwrap();
+        let refused = host(&all).create("escaped", "v".into(), most("\u{1}")).await.unwrap_err();
+        assert!(matches!(refused, SecretError::MetadataBytes(_)), "{refused:?}");
     }
 
     #[tokio::test]

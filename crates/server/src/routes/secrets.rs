@@ -67,7 +67,9 @@ fn shown(secret: SecretInfo) -> Secret {
 impl From<SecretError> for ApiError {
     fn from(error: SecretError) -> Self {
         match &error {
-            SecretError::Name | SecretError::Value(_) | SecretError::Metadata => Self::bad_request(error.to_string()),
+            SecretError::Name | SecretError::Value(_) | SecretError::Metadata | SecretError::MetadataBytes(_) => {
+                Self::bad_request(error.to_string())
+            }
             SecretError::Exists(_) => Self::conflict(error.to_string()),
             SecretError::NotFound(_) => Self::not_found(error.to_string()),
             SecretError::Limit => Self::secret_limit(error.to_string()),

@@ -5,7 +5,7 @@
 //! sandbox goes on wherever its memory does, and trusts the same authority there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -40,6 +40,9 @@ pub enum FillingError {
     /// A rule names a secret that there is not.
     #[error("there is no secret `{0}`")]
     NoSecret(String),
+    /// The rules name too many secrets, each of which has to be there while the sandbox runs.
+    #[error("the rules of a sandbox of a cluster name at most {MAX_SECRETS_OF_SANDBOX} secrets, not {0}")]
+    TooManySecrets(usize),
     /// Secrets cannot be read.
     #[error("cannot look for a secret")]
     Secret(#[source] SecretError),
@@ -58,11 +61,14 @@ impl FillingError {
     /// Whether what was asked for is at fault.
     pub(super) fn is_asked_for(&self) -> bool {
         match self {
-            Self::Rules(_) | Self::NoToken(_) | Self::NoSecret(_) => true,
+            Self::Rules(_) | Self::NoToken(_) | Self::NoSecret(_) | Self::TooManySecrets(_) => true,
             Self::Secret(_) | Self::Authority(_) | Self::SharedAuthority | Self::Trust(_) => false,
         }
     }
 }
+
+/// How many secrets the rules of a sandbox may name where hosts share them: the value of each is remembered while it runs.
+const MAX_SECRETS_OF_SANDBOX: usize = 100;
 
 /// The authority of a host that is alone.
 const FILE: &str = "egress-authority.pem";
@@ -153,7 +159,11 @@ impl Filling {
     /// Refuses rules that name a secret which there is not. It may come and go later: then requests fail.
     pub(crate) async fn check_secrets(&self, steered: &Steered) -> Result<(), FillingError> {
         let team = Scope::Team(steered.team.clone());
-        for name in named(&transforms(&steered.filled)?) {
+        let names = self.named(steered)?;
+        if self.secrets.are_shared() && names.len() > MAX_SECRETS_OF_SANDBOX {
+            return Err(FillingError::TooManySecrets(names.len()));
+        }
+        for name in names {
             self.secrets.demand(&team, &name).await.map_err(|error| match error {
                 SecretError::NotFound(name) => FillingError::NoSecret(name),
                 other => FillingError::Secret(other),
@@ -167,7 +177,17 @@ impl Filling {
         if steered.filled.is_empty() || !self.secrets.are_shared() {
             return Ok(Held::default());
         }
-        Ok(self.secrets.hold(&steered.team, &named(&transforms(&steered.filled)?)).await)
+        Ok(self.secrets.hold(&steered.team, &self.named(steered)?).await)
+    }
+
+    /// The secrets that these rules need.
+    fn named(&self, steered: &Steered) -> Result<Vec<String>, TransformError> {
+        let transforms = transforms(&steered.filled)?;
+        let names = transforms.references().filter_map(|reference| match reference {
+            Reference::Secret(name) => Some(name.clone()),
+            Reference::Token(_) => None,
+        });
+        Ok(self.secrets.each_once(names.collect()))
     }
 
     fn sides(&self) -> Result<(Arc<Authority>, Arc<Sides>), FillingError> {
@@ -198,15 +218,6 @@ fn transforms(rules: &[Filled]) -> Result<Transforms, TransformError> {
     };
     let rules: Vec<_> = rules.iter().map(|rule| Ok((rule.host.as_str(), transform(rule)?))).collect::<Result<_, _>>()?;
     Transforms::parse(rules.into_iter())
-}
-
-/// The secrets that these need.
-fn named(transforms: &Transforms) -> Vec<String> {
-    let names = transforms.references().filter_map(|reference| match reference {
-        Reference::Secret(name) => Some(name.clone()),
-        Reference::Token(_) => None,
-    });
-    names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The values of one sandbox.
@@ -241,7 +252,7 @@ impl Values for OfSandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::secrets::TeamSecrets;
+    use crate::storage::secrets::{Row, TeamSecrets};
 
     fn filling(dir: &Path) -> Arc<Filling> {
         let workload = Workload::of(dir, "https://firkin.test".to_owned());
@@ -268,6 +279,26 @@ mod tests {
         secrets(&filling).create("key", "VALUE".into(), BTreeMap::new()).await.unwrap();
         filling.check_secrets(&secret).await.unwrap();
         assert!(!dir.path().join("egress-authority.pem").exists(), "nobody has needed an authority yet");
+    }
+
+    #[tokio::test]
+    async fn where_secrets_are_shared_a_sandbox_has_so_many_at_most_and_each_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = Arc::new(Row::default());
+        row.set(Some("VALUE"));
+        let secrets = Arc::new(Secrets::shared(dir.path(), row).await.unwrap());
+        let filling = Filling::of(dir.path(), secrets, Arc::new(Workload::of(dir.path(), "https://firkin.test".to_owned())));
+        let named = |names: Vec<String>| Steered {
+            filled: vec![Filled { host: "a.test".into(), headers: Vec::new(), placeholders: names }],
+            ..Steered::default()
+        };
+        let many = |count: usize| (0..count).map(|n| format!("k{n}")).collect::<Vec<_>>();
+        let most = named(many(MAX_SECRETS_OF_SANDBOX));
+        filling.check_secrets(&most).await.unwrap();
+        let refused = filling.check_secrets(&named(many(MAX_SECRETS_OF_SANDBOX + 1))).await.unwrap_err();
+        assert!(matches!(refused, FillingError::TooManySecrets(101)) && refused.is_asked_for(), "{refused:?}");
+        let spelt = named(["key", "KEY", "kEy", "sec_a", "sec_A"].map(str::to_owned).to_vec());
+        assert_eq!(filling.named(&spelt).unwrap(), ["key", "sec_A", "sec_a"]);
     }
 
     #[tokio::test]

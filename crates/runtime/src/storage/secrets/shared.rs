@@ -7,7 +7,8 @@
 //!
 //! A value is remembered only while a sandbox of this host has a rule that names it, so that what is remembered is bounded by what runs. One that
 //! another host has changed is noticed within [`FRESH`]; one that was changed through this host, at once. Where the catalogue is away, whatever
-//! value there was is used on: what runs goes on, and nothing new begins.
+//! value there was is used on: what runs goes on, and nothing new begins. However many requests a sandbox makes, and whether or not there is a value,
+//! the catalogue is asked once at a time and once in [`FRESH`].
 
 use std::{
     collections::HashMap,
@@ -19,20 +20,26 @@ use std::{
 
 use firkin_causes::chain;
 use futures::future::BoxFuture;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, timeout},
+};
 use zeroize::Zeroizing;
 
-use super::{NewValue, Secret, SecretError, SecretInfo};
+use super::{ID_PREFIX, NewValue, Secret, SecretError, SecretInfo};
 use crate::ground::team::{Scope, TeamId};
 
-/// For how long a value is not asked for again.
+/// For how long nobody asks again what was answered, also that there is none.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// How long is waited for a value where there is one to go on with. A request of a sandbox waits for it.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// For how long nobody is asked again who did not answer, where there is a value to go on with.
+/// For how long nobody is asked again who did not answer.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
+
+/// How many are known before those are looked for that nobody uses.
+const CUT_FROM: usize = 64;
 
 /// Why something of the shared secrets cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -95,9 +102,39 @@ pub trait SharedSecrets: Debug + Send + Sync {
 /// Whose, and what it is called in a rule.
 type Known = (TeamId, String);
 
-/// A value that sandboxes of this host use.
+/// What there was of a secret.
+#[derive(Clone)]
+enum Answer {
+    Value(Zeroizing<String>),
+    None,
+    Unreadable(String),
+}
+
+impl Answer {
+    fn given(self, reference: &str) -> Result<Zeroizing<String>, SecretError> {
+        match self {
+            Self::Value(value) => Ok(value),
+            Self::None => Err(SecretError::NotFound(reference.to_owned())),
+            Self::Unreadable(what) => Err(SecretError::Unreadable(what)),
+        }
+    }
+}
+
+/// What was answered last, and when.
+#[derive(Clone)]
+struct Had {
+    asked: Instant,
+    answered: Instant,
+    answer: Answer,
+}
+
+/// What sandboxes of this host use of one secret.
 #[derive(Default)]
-struct Entry(Mutex<Option<(Instant, Zeroizing<String>)>>);
+struct Entry {
+    had: Mutex<Option<Had>>,
+    /// Whoever asks: of several at the same time one does, and the others wait for its answer.
+    asking: Arc<AsyncMutex<()>>,
+}
 
 impl Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,19 +142,53 @@ impl Debug for Entry {
     }
 }
 
+/// Why nobody is asked.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody has answered in the last {} s", LEFT_ALONE.as_secs())]
+struct Alone;
+
+/// What sandboxes of this host use, by what it is called in their rules.
+#[derive(Debug, Default)]
+struct Entries {
+    all: HashMap<Known, Weak<Entry>>,
+    /// With how many those are looked for that nobody uses any more.
+    cut_at: usize,
+}
+
+impl Entries {
+    fn entry(&mut self, known: Known) -> Arc<Entry> {
+        if let Some(entry) = self.all.get(&known).and_then(Weak::upgrade) {
+            return entry;
+        }
+        if self.all.len() >= self.cut_at {
+            self.all.retain(|_, entry| entry.strong_count() > 0);
+            self.cut_at = (2 * self.all.len()).max(CUT_FROM);
+        }
+        let entry = Arc::<Entry>::default();
+        self.all.insert(known, Arc::downgrade(&entry));
+        entry
+    }
+}
+
 /// Values that are remembered for as long as this is there. Nothing, where they are on this host anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Held(#[expect(dead_code, reason = "held, not read")] Vec<Arc<Entry>>);
 
+/// Who asks, and how that went.
+#[derive(Debug, Clone)]
+struct Asker {
+    rows: Arc<dyn SharedSecrets>,
+    /// When nobody answered last, unless somebody has since.
+    away: Arc<Mutex<Option<Instant>>>,
+}
+
 /// Shared secrets, as this host uses them.
 #[derive(Debug)]
 pub(super) struct Shared {
-    rows: Arc<dyn SharedSecrets>,
-    known: Mutex<HashMap<Known, Weak<Entry>>>,
+    asker: Asker,
+    known: Mutex<Entries>,
     /// When something was last changed through this host: what was asked before is asked again.
     changed: Mutex<Option<Instant>>,
-    /// When nobody answered last.
-    away: Mutex<Option<Instant>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -135,11 +206,11 @@ impl From<SharedError> for SecretError {
 
 impl Shared {
     pub(super) fn of(rows: Arc<dyn SharedSecrets>) -> Self {
-        Self { rows, known: Mutex::default(), changed: Mutex::default(), away: Mutex::default() }
+        Self { asker: Asker { rows, away: Arc::default() }, known: Mutex::default(), changed: Mutex::default() }
     }
 
     pub(super) fn rows(&self) -> &dyn SharedSecrets {
-        &*self.rows
+        &*self.asker.rows
     }
 
     /// From now on no value counts that was asked for before.
@@ -147,49 +218,88 @@ impl Shared {
         *lock(&self.changed) = Some(Instant::now());
     }
 
-    /// Has values be remembered that a team's sandboxes use. Those that are not known yet are, as far as anybody answers.
+    /// Has values be remembered that a team's sandboxes use. Those that are not known yet are, as far as somebody answers in time.
     pub(super) async fn hold(&self, team: &TeamId, references: &[String]) -> Held {
-        let mut held = Vec::new();
-        for reference in references {
-            let entry = self.entry((team.clone(), reference.clone()));
-            if lock(&entry.0).is_none()
-                && let Err(error) = self.ask((&Scope::Team(team.clone()), reference), Some(&entry)).await
-            {
-                tracing::debug!(reference, error = chain(&error), "the value of a secret is not known yet");
+        let scope = Scope::Team(team.clone());
+        let held: Vec<_> = {
+            let mut known = lock(&self.known);
+            references.iter().map(|reference| known.entry((team.clone(), called(reference)))).collect()
+        };
+        let ask_all = async {
+            for (entry, reference) in held.iter().zip(references) {
+                if lock(&entry.had).is_some() {
+                    continue;
+                }
+                let asked = self.asker.ask((&scope, reference), Some(entry)).await;
+                if let Err(error @ SecretError::Shared(_)) = asked {
+                    return Some(error);
+                }
             }
-            held.push(entry);
+            None
+        };
+        match timeout(WITHIN, ask_all).await {
+            Ok(None) => {}
+            Ok(Some(error)) => tracing::debug!(error = chain(&error), "values of secrets are not known yet"),
+            Err(_) => tracing::debug!("values of secrets are not known yet: nobody answers in time"),
         }
         Held(held)
     }
 
-    fn entry(&self, known: Known) -> Arc<Entry> {
-        let mut all = lock(&self.known);
-        if let Some(entry) = all.get(&known).and_then(Weak::upgrade) {
-            return entry;
-        }
-        all.retain(|_, entry| entry.strong_count() > 0);
-        let entry = Arc::<Entry>::default();
-        all.insert(known, Arc::downgrade(&entry));
-        entry
-    }
-
     /// The value of a secret, for a request that is under way.
     pub(super) async fn value(&self, scope: &Scope, reference: &str) -> Result<Zeroizing<String>, SecretError> {
-        let known = (scope.owner(), reference.to_owned());
-        let entry = lock(&self.known).get(&known).and_then(Weak::upgrade);
-        let had = entry.as_ref().and_then(|entry| lock(&entry.0).clone());
-        let Some((asked, value)) = had else { return self.ask((scope, reference), entry.as_deref()).await };
-        let is_recent = |at: &Mutex<Option<Instant>>, within: Duration| lock(at).is_some_and(|at| at.elapsed() < within);
-        let is_new = asked.elapsed() < FRESH && lock(&self.changed).is_none_or(|changed| changed < asked);
-        if is_new || is_recent(&self.away, LEFT_ALONE) {
-            return Ok(value);
+        let entry = lock(&self.known).all.get(&(scope.owner(), called(reference))).and_then(Weak::upgrade);
+        let Some(entry) = entry else { return self.asker.ask((scope, reference), None).await };
+        let came = Instant::now();
+        if let Some(answer) = self.known_of(&entry, reference, None) {
+            return answer;
         }
-        let error: Box<dyn Error + Send + Sync> = match timeout(WITHIN, self.ask((scope, reference), entry.as_deref())).await {
+        let one = Arc::clone(&entry.asking).lock_owned().await;
+        if let Some(answer) = self.known_of(&entry, reference, Some(came)) {
+            return answer;
+        }
+        // It is asked to the end also where nobody wants it any more: a guest that gives up its requests would else have many asked at once.
+        let (asker, scope, reference) = (self.asker.clone(), scope.clone(), reference.to_owned());
+        let asked = tokio::spawn(async move {
+            let answer = asker.ask_anew((&scope, &reference), &entry).await;
+            drop(one);
+            answer
+        });
+        asked.await.unwrap_or_else(|failed| Err(SecretError::Shared(failed.into())))
+    }
+
+    /// What is answered without asking: what there was a moment ago, or while somebody waited who came at a time; where nobody answered since
+    /// anything was changed, what there was, however long ago. None where it is to be asked for.
+    fn known_of(&self, entry: &Entry, reference: &str, came: Option<Instant>) -> Option<Result<Zeroizing<String>, SecretError>> {
+        let (changed, away) = (*lock(&self.changed), *lock(&self.asker.away));
+        let is_after_change = |at: Instant| changed.is_none_or(|changed| changed < at);
+        let had = lock(&entry.had).clone();
+        let is_new = |had: &Had| {
+            is_after_change(had.asked) && (had.asked.elapsed() < FRESH || came.is_some_and(|came| had.answered >= came))
+        };
+        if let Some(had) = had.clone().filter(is_new) {
+            return Some(had.answer.given(reference));
+        }
+        let is_left_alone = away.is_some_and(|away| away.elapsed() < LEFT_ALONE && is_after_change(away));
+        is_left_alone.then(|| match had.map(|had| had.answer) {
+            Some(Answer::Value(value)) => Ok(value),
+            Some(Answer::None | Answer::Unreadable(_)) | None => Err(SecretError::Shared(Alone.into())),
+        })
+    }
+}
+
+impl Asker {
+    /// What is answered, or what there was where nobody answers.
+    async fn ask_anew(&self, (scope, reference): (&Scope, &str), entry: &Entry) -> Result<Zeroizing<String>, SecretError> {
+        let had = lock(&entry.had).as_ref().map(|had| had.answer.clone());
+        let Some(Answer::Value(value)) = had else { return self.ask((scope, reference), Some(entry)).await };
+        let error: Box<dyn Error + Send + Sync> = match timeout(WITHIN, self.ask((scope, reference), Some(entry))).await {
             Ok(Err(SecretError::Shared(source))) => source,
             Ok(answer) => return answer,
-            Err(late) => late.into(),
+            Err(late) => {
+                *lock(&self.away) = Some(Instant::now());
+                late.into()
+            }
         };
-        *lock(&self.away) = Some(Instant::now());
         tracing::warn!(
             reference,
             error = chain(&*error),
@@ -200,28 +310,32 @@ impl Shared {
 
     async fn ask(&self, (scope, reference): (&Scope, &str), entry: Option<&Entry>) -> Result<Zeroizing<String>, SecretError> {
         let asked = Instant::now();
-        let found = self.rows.open(scope, reference).await;
-        let note = |value: Option<(Instant, Zeroizing<String>)>| {
-            if let Some(entry) = entry {
-                *lock(&entry.0) = value;
+        let answer = match self.rows.open(scope, reference).await {
+            Ok(Some(Secret { value, .. })) => Answer::Value(value),
+            Ok(None) => Answer::None,
+            Err(SharedError::Unreadable(what)) => Answer::Unreadable(what),
+            Err(error @ SharedError::Store(_)) => {
+                *lock(&self.away) = Some(Instant::now());
+                return Err(error.into());
             }
         };
-        match found {
-            Ok(Some(Secret { value, .. })) => {
-                note(Some((asked, value.clone())));
-                Ok(value)
-            }
-            Ok(None) => {
-                note(None);
-                Err(SecretError::NotFound(reference.to_owned()))
-            }
-            Err(error) => Err(error.into()),
+        *lock(&self.away) = None;
+        if let Some(entry) = entry {
+            *lock(&entry.had) = Some(Had { asked, answered: Instant::now(), answer: answer.clone() });
         }
+        answer.given(reference)
     }
 }
 
+/// What a secret is called whichever way it is spelt: names count in any case of their letters, ids do not.
+pub(super) fn called(reference: &str) -> String {
+    let name = reference.to_lowercase();
+    // No name begins so.
+    if name.starts_with(ID_PREFIX) { reference.to_owned() } else { name }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         collections::BTreeMap,
         sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -234,15 +348,21 @@ mod tests {
 
     /// One secret, `key`, which others change.
     #[derive(Debug, Default)]
-    struct Row {
+    pub(crate) struct Row {
         value: Mutex<Option<String>>,
         is_away: AtomicBool,
         is_changed: AtomicBool,
         asked: AtomicUsize,
+        fails_at: AtomicUsize,
     }
 
     impl Row {
-        fn set(&self, value: Option<&str>) {
+        /// Nobody answers when so many are added.
+        pub(crate) fn fails_at(&self, nth: usize) {
+            self.fails_at.store(nth, Ordering::SeqCst);
+        }
+
+        pub(crate) fn set(&self, value: Option<&str>) {
             *lock(&self.value) = value.map(str::to_owned);
         }
     }
@@ -273,7 +393,10 @@ mod tests {
         }
 
         fn add(&self, _: Secret, _: usize) -> BoxFuture<'_, Result<Added, SharedError>> {
-            unreachable!("nothing is added here")
+            let left = self.fails_at.load(Ordering::SeqCst);
+            self.fails_at.store(left.saturating_sub(1), Ordering::SeqCst);
+            let added = if left == 1 { Err(SharedError::Store("nobody answers".into())) } else { Ok(Added::Kept) };
+            Box::pin(async move { added })
         }
 
         fn renew<'a>(&'a self, _: &'a Scope, _: &'a str, _: NewValue) -> BoxFuture<'a, Result<Option<SecretInfo>, SharedError>> {
@@ -342,13 +465,74 @@ mod tests {
         assert!(matches!(value().await.unwrap_err(), SecretError::Unreadable(name) if name == "key"));
         row.is_changed.store(false, Ordering::SeqCst);
         row.set(None);
+        advance(FRESH).await;
         assert!(matches!(value().await.unwrap_err(), SecretError::NotFound(_)));
         row.is_away.store(true, Ordering::SeqCst);
+        advance(FRESH).await;
         assert!(matches!(value().await.unwrap_err(), SecretError::Shared(_)), "it was gone before nobody answered");
 
         drop(held);
         row.is_away.store(false, Ordering::SeqCst);
         let _held = shared.hold(&team, &["another".to_owned()]).await;
-        assert_eq!(lock(&shared.known).len(), 1, "nothing is remembered that no sandbox uses");
+        let live = lock(&shared.known).all.values().filter(|entry| entry.strong_count() > 0).count();
+        assert_eq!(live, 1, "nothing is remembered that no sandbox uses");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_changed_while_nobody_answered_counts_once_somebody_does() {
+        let row = Arc::new(Row::default());
+        row.set(Some("first"));
+        let shared = Shared::of(Arc::clone(&row) as _);
+        let scope = Scope::Team(TeamId::first());
+        let value = async || shared.value(&scope, "key").await.map(|value| value.to_string());
+        let _held = shared.hold(&TeamId::first(), &["key".to_owned()]).await;
+        advance(FRESH).await;
+        row.is_away.store(true, Ordering::SeqCst);
+        assert_eq!(value().await.unwrap(), "first");
+
+        // It was changed through this host: the moment when nobody answered says nothing any more.
+        row.is_away.store(false, Ordering::SeqCst);
+        row.set(Some("second"));
+        advance(Duration::from_millis(1)).await;
+        shared.has_changed();
+        assert_eq!(value().await.unwrap(), "second");
+        // Through another: somebody answers again, which ends the time in which nobody is asked.
+        row.set(Some("third"));
+        advance(FRESH).await;
+        assert_eq!(value().await.unwrap(), "third");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_value_nobody_is_asked_for_every_request() {
+        let row = Arc::new(Row::default());
+        let shared = Shared::of(Arc::clone(&row) as _);
+        let scope = Scope::Team(TeamId::first());
+        let asked = || row.asked.swap(0, Ordering::SeqCst);
+        let value = || shared.value(&scope, "Key");
+        let _held = shared.hold(&TeamId::first(), &["kEY".to_owned(), "KEY".to_owned()]).await;
+        assert_eq!(asked(), 1, "spellings of one name are one");
+        assert!(matches!(value().await.unwrap_err(), SecretError::NotFound(_)));
+        assert_eq!(asked(), 0);
+        advance(FRESH).await;
+        // Of several one asks, and to the end where that one gives up.
+        assert!(futures::poll!(Box::pin(value())).is_pending());
+        let (a, b, c) = tokio::join!(value(), value(), value());
+        assert!([a, b, c].iter().all(|answer| matches!(answer, Err(SecretError::NotFound(_)))));
+        assert_eq!(asked(), 1);
+        row.is_away.store(true, Ordering::SeqCst);
+        advance(FRESH).await;
+        for _ in 0..3 {
+            assert!(matches!(value().await.unwrap_err(), SecretError::Shared(_)));
+        }
+        assert_eq!(asked(), 1);
+
+        // Whoever begins does not wait for each of many.
+        let many: Vec<_> = (0..9).map(|n| format!("k{n}")).collect();
+        let _many = shared.hold(&TeamId::first(), &many).await;
+        assert_eq!(asked(), 1);
+        row.is_away.store(false, Ordering::SeqCst);
+        row.set(Some("value"));
+        advance(LEFT_ALONE).await;
+        assert_eq!(shared.value(&scope, "k8").await.unwrap().as_str(), "value");
     }
 }
