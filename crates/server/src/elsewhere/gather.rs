@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::nodes::{IDENTITY, Identity, MISSING, NodeId, Nodes, Other};
+use crate::nodes::{IDENTITY, Identity, MISSING, NodeId, Nodes, Other, SendError};
 
 /// How long a list waits for a node. One that is there answers from memory.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -112,16 +112,15 @@ async fn ask_in_time<T: DeserializeOwned>(
     if !alive {
         return Err(name);
     }
-    let answer = tokio::time::timeout(DEADLINE, ask(nodes, &id, question)).await;
-    let why = match answer {
+    let error = match tokio::time::timeout(DEADLINE, ask(nodes, &id, question)).await {
         Ok(Ok((head, part))) => return Ok((id, head, part)),
-        Ok(Err(why)) => why,
-        Err(_) => "it did not answer in time".to_owned(),
+        Ok(Err(error)) => error,
+        Err(_) => AskError::Late,
     };
-    let path = route(question.path);
+    let (path, error) = (route(question.path), firkin_causes::chain(&error));
     match question.is_known {
-        true => tracing::warn!(node = %id, path, why, "a node did not answer what all are asked"),
-        false => tracing::debug!(node = %id, path, why, "a node did not answer what all are asked"),
+        true => tracing::warn!(node = %id, path, error, "a node did not answer what all are asked"),
+        false => tracing::debug!(node = %id, path, error, "a node did not answer what all are asked"),
     }
     Err(name)
 }
@@ -131,20 +130,34 @@ fn route(path: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
+/// Why there is no answer of a node.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("it did not answer in time")]
+    Late,
+    #[error("it cannot be asked that")]
+    Request(#[from] http::Error),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("it answered with {0}")]
+    Refused(StatusCode),
+    #[error("its answer broke off, or is too long")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("its answer cannot be understood")]
+    Answer(#[from] serde_json::Error),
+}
+
 /// Its answer, or why there is none.
 async fn ask<T: DeserializeOwned>(
     nodes: &Arc<dyn Nodes>,
     node: &NodeId,
     Question { identity, path, most_bytes, .. }: Question<'_>,
-) -> Result<(HeaderMap, T), String> {
-    let request = Request::get(path).header("host", "localhost").header(IDENTITY, identity.to_header()).body(Body::empty());
-    let request = request.map_err(|error| error.to_string())?;
-    let response = nodes.send(node, request).await.map_err(|error| firkin_causes::chain(&error))?;
-    let (parts, body) = response.into_parts();
+) -> Result<(HeaderMap, T), AskError> {
+    let request = Request::get(path).header("host", "localhost").header(IDENTITY, identity.to_header()).body(Body::empty())?;
+    let (parts, body) = nodes.send(node, request).await?.into_parts();
     if parts.status != StatusCode::OK {
-        return Err(format!("it was refused: {}", parts.status));
+        return Err(AskError::Refused(parts.status));
     }
-    let body = Limited::new(body, most_bytes).collect().await.map_err(|error| firkin_causes::chain(&*error))?.to_bytes();
-    let part = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-    Ok((parts.headers, part))
+    let body = Limited::new(body, most_bytes).collect().await.map_err(AskError::Body)?.to_bytes();
+    Ok((parts.headers, serde_json::from_slice(&body)?))
 }
