@@ -133,6 +133,18 @@ impl Line {
         Self { address, connection: AsyncMutex::default() }
     }
 
+    /// What an operation asks, each row as it is read.
+    pub(crate) async fn asked<T>(
+        &self,
+        operation: &'static str,
+        statement: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+        read: impl Fn(&Row) -> Result<T, DatabaseError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.ask(statement, values).await.map_err(|error| error.of(operation))?;
+        rows.iter().map(|row| read(row).map_err(|error| error.of(operation))).collect()
+    }
+
     /// A connection, and whether it was there before.
     async fn connected(&self) -> Result<(Arc<Connection>, bool), DatabaseError> {
         let mut known = self.connection.lock().await;
@@ -160,11 +172,11 @@ impl Line {
 #[derive(Debug)]
 pub struct Members {
     cluster: ClusterRecord,
-    line: Line,
+    pub(crate) line: Line,
     /// For what is long: nobody who looks one sandbox up waits behind it.
-    lists: Line,
+    pub(crate) lists: Line,
     /// For secrets, which requests of guests ask for: nobody who looks a sandbox up waits behind those either.
-    secrets: Line,
+    pub(crate) secrets: Line,
 }
 
 const NODES: &str = "SELECT id, name, address, host, term, state, reason, info,
@@ -205,19 +217,19 @@ impl Members {
 
     /// Every node that has ever been one, by id.
     pub async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
-        self.asked("read the nodes", NODES, &[], node).await
+        self.line.asked("read the nodes", NODES, &[], node).await
     }
 
     /// Where a sandbox is; none where there is none of this name.
     pub async fn whereabouts(&self, id: &SandboxId) -> Result<Option<Whereabouts>, StoreError> {
-        let found = self.asked("find a sandbox", WHEREABOUTS, &[(&id.as_str(), Type::TEXT)], whereabouts).await?;
+        let found = self.line.asked("find a sandbox", WHEREABOUTS, &[(&id.as_str(), Type::TEXT)], whereabouts).await?;
         Ok(found.into_iter().next())
     }
 
     /// Whose the newest build of a template is; none where there is none.
     pub async fn builder(&self, template: &str) -> Result<Option<NodeId>, StoreError> {
         let node = |row: &Row| row.try_get::<_, String>(0).map_err(refusal);
-        let found = self.asked("find a build", BUILDER, &[(&template, Type::TEXT)], node).await?;
+        let found = self.line.asked("find a build", BUILDER, &[(&template, Type::TEXT)], node).await?;
         // Before the cluster was one, its builds were nobody's by name.
         Ok(found.first().and_then(|node| node.parse().ok()))
     }
@@ -227,7 +239,7 @@ impl Members {
         let (team, first) = (team.map(TeamId::as_str), TeamId::first());
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&team, Type::TEXT), (&first.as_str(), Type::TEXT)];
         let any = |row: &Row| Ok(AnySandbox { node: id(row, 0)?, body: row.try_get(1).map_err(refusal)? });
-        self.listed("read the sandboxes of all nodes", OF_TEAM, &values, any).await
+        self.lists.asked("read the sandboxes of all nodes", OF_TEAM, &values, any).await
     }
 
     /// Has a node be in another state, for a reason. Whether there is such a node. One that was forgotten stays so until its server starts again.
@@ -240,7 +252,7 @@ impl Members {
         );
         let values: [(&(dyn ToSql + Sync), Type); 3] =
             [(&node.as_str(), Type::TEXT), (&state.word(), Type::TEXT), (&reason, Type::TEXT)];
-        let rows = self.asked("change a node", &set, &values, |_| Ok(())).await?;
+        let rows = self.line.asked("change a node", &set, &values, |_| Ok(())).await?;
         Ok(!rows.is_empty())
     }
 
@@ -254,51 +266,9 @@ impl Members {
              SELECT 1 FROM forgotten"
         );
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&node.as_str(), Type::TEXT), (&reason, Type::TEXT)];
-        let rows = self.asked("forget a node", &forget, &values, |_| Ok(())).await?;
+        let rows = self.line.asked("forget a node", &forget, &values, |_| Ok(())).await?;
         Ok(!rows.is_empty())
     }
-
-    pub(crate) async fn asked<T>(
-        &self,
-        operation: &'static str,
-        statement: &str,
-        values: &[(&(dyn ToSql + Sync), Type)],
-        read: impl Fn(&Row) -> Result<T, DatabaseError>,
-    ) -> Result<Vec<T>, StoreError> {
-        ask(&self.line, (operation, statement), values, read).await
-    }
-
-    /// The same, where the answer is long.
-    pub(crate) async fn listed<T>(
-        &self,
-        operation: &'static str,
-        statement: &str,
-        values: &[(&(dyn ToSql + Sync), Type)],
-        read: impl Fn(&Row) -> Result<T, DatabaseError>,
-    ) -> Result<Vec<T>, StoreError> {
-        ask(&self.lists, (operation, statement), values, read).await
-    }
-
-    /// The same, where it is about secrets.
-    pub(crate) async fn asked_of_secrets<T>(
-        &self,
-        operation: &'static str,
-        statement: &str,
-        values: &[(&(dyn ToSql + Sync), Type)],
-        read: impl Fn(&Row) -> Result<T, DatabaseError>,
-    ) -> Result<Vec<T>, StoreError> {
-        ask(&self.secrets, (operation, statement), values, read).await
-    }
-}
-
-async fn ask<T>(
-    line: &Line,
-    (operation, statement): (&'static str, &str),
-    values: &[(&(dyn ToSql + Sync), Type)],
-    read: impl Fn(&Row) -> Result<T, DatabaseError>,
-) -> Result<Vec<T>, StoreError> {
-    let rows = line.ask(statement, values).await.map_err(|error| error.of(operation))?;
-    rows.iter().map(|row| read(row).map_err(|error| error.of(operation))).collect()
 }
 
 pub(crate) fn id(row: &Row, column: usize) -> Result<NodeId, DatabaseError> {

@@ -184,7 +184,7 @@ impl Members {
             })
         };
         let operation = "ask how the database is";
-        let mut rows = self.asked(operation, SAID, &[], said).await?;
+        let mut rows = self.line.asked(operation, SAID, &[], said).await?;
         let mut health = rows.pop().ok_or_else(|| DatabaseError::Column { column: 0 }.of(operation))?;
         (health.clock, health.round_trip) = self.clock().await?;
         Ok(health)
@@ -195,7 +195,7 @@ impl Members {
         let mut best: Option<(ClockOffset, Duration)> = None;
         for _ in 0..LOOKS {
             let (begun, before) = (Instant::now(), SystemTime::now());
-            let there = self.asked("ask the time", TIME, &[], |row| row.try_get::<_, i64>(0).map_err(refusal)).await?;
+            let there = self.line.asked("ask the time", TIME, &[], |row| row.try_get::<_, i64>(0).map_err(refusal)).await?;
             let (took, after) = (begun.elapsed(), SystemTime::now());
             let offset = ClockOffset::of(there.first().copied().unwrap_or_default(), (before, after));
             if best.is_none_or(|(_, shortest)| took < shortest) {
@@ -208,32 +208,34 @@ impl Members {
     /// How many sandboxes are on record as each node's.
     pub async fn counts(&self) -> Result<Vec<Counted>, StoreError> {
         let number = |row: &Row, column| row.try_get::<_, i64>(column).map(i64::unsigned_abs).map_err(refusal);
-        self.listed("count the sandboxes of all nodes", COUNTS, &[], |row| {
-            Ok(Counted { node: id(row, 0)?, running: number(row, 1)?, paused: number(row, 2)? })
-        })
-        .await
+        self.lists
+            .asked("count the sandboxes of all nodes", COUNTS, &[], |row| {
+                Ok(Counted { node: id(row, 0)?, running: number(row, 1)?, paused: number(row, 2)? })
+            })
+            .await
     }
 
     /// The paused sandboxes of all nodes, by node.
     pub async fn paused(&self) -> Result<Vec<PausedSandbox>, StoreError> {
-        self.listed("read the paused sandboxes of all nodes", PAUSED, &[], |row| {
-            Ok(PausedSandbox {
-                id: row.try_get(0).map_err(refusal)?,
-                node: id(row, 1)?,
-                artifact: row.try_get(2).map_err(refusal)?,
-                builds: row.try_get(3).map_err(refusal)?,
-                copies: ids(row, 4)?,
-                stored: row.try_get(5).map_err(refusal)?,
+        self.lists
+            .asked("read the paused sandboxes of all nodes", PAUSED, &[], |row| {
+                Ok(PausedSandbox {
+                    id: row.try_get(0).map_err(refusal)?,
+                    node: id(row, 1)?,
+                    artifact: row.try_get(2).map_err(refusal)?,
+                    builds: row.try_get(3).map_err(refusal)?,
+                    copies: ids(row, 4)?,
+                    stored: row.try_get(5).map_err(refusal)?,
+                })
             })
-        })
-        .await
+            .await
     }
 
     /// What a template is made of: one of a team by its name and tag, or any by its id or that of a version. None where there is none.
     pub async fn buildable(&self, team: &str, template: &str) -> Result<Option<Buildable>, StoreError> {
         let (name, tag) = template.split_once(':').map_or((template, None), |(name, tag)| (name, Some(tag)));
         let values: [(&(dyn ToSql + Sync), Type); 3] = [(&team, Type::TEXT), (&name, Type::TEXT), (&tag, Type::TEXT)];
-        let found = self.asked("find a template", TEMPLATE, &values, |row| {
+        let found = self.line.asked("find a template", TEMPLATE, &values, |row| {
             let memory: i64 = row.try_get(1).map_err(refusal)?;
             Ok(Buildable {
                 build: row.try_get(0).map_err(refusal)?,

@@ -247,21 +247,21 @@ impl Members {
         let Wanted { id, name, team, anyones } = wanted;
         let values: [(&(dyn ToSql + Sync), Type); 4] =
             [(id, Type::TEXT), (name, Type::TEXT), (team, Type::TEXT), (anyones, Type::BOOL)];
-        Ok(self.asked_of_secrets("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
+        Ok(self.secrets.asked("read a secret", &find, &values, SecretRow::read).await?.into_iter().next())
     }
 
     /// What is in the clear of the secrets of a team, or of all, by id: some that come after one id, and none only where none does.
     pub async fn secrets(&self, team: Option<&str>, after: &str) -> Result<Vec<SecretHead>, StoreError> {
         let list =
             format!("SELECT {HEAD} FROM firkin.secrets WHERE ($1 IS NULL OR team = $1) AND id > $2 ORDER BY id LIMIT {PAGE}");
-        self.listed("read the secrets", &list, &[(&team, Type::TEXT), (&after, Type::TEXT)], SecretHead::read).await
+        self.lists.asked("read the secrets", &list, &[(&team, Type::TEXT), (&after, Type::TEXT)], SecretHead::read).await
     }
 
     /// A key of all nodes. None where there is none of this name.
     pub async fn shared_key(&self, name: &str) -> Result<Option<SharedKeyRow>, StoreError> {
         let find = "SELECT sealed FROM firkin.shared_keys WHERE name = $1";
         let read = |row: &Row| Ok(SharedKeyRow { name: name.to_owned(), sealed: row.try_get(0).map_err(refusal)? });
-        Ok(self.asked_of_secrets("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
+        Ok(self.secrets.asked("read a key of all nodes", find, &[(&name, Type::TEXT)], read).await?.into_iter().next())
     }
 }
 
